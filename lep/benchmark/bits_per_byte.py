@@ -1,0 +1,111 @@
+"""How well a model predicts text and how fast it writes it, in units that do not know its vocabulary.
+
+In: a model, its tokenizer, whole texts. Out: bits per UTF-8 byte, characters a token, characters a second. The same
+texts, cut at the same characters, are scored for every tokenizer; tokens are only the way there.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.benchmark.metrics import ratio_and_stderr
+from lep.benchmark.scoring import Generation, generate, prefix_id, target_logprobs
+from lep.results import Score
+
+
+def bits_per_byte(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    context: int,
+    progress: str | None = None,
+) -> Score:
+    """Bits the model needs for a byte of the texts, with its standard error over the texts (n = number of texts).
+
+    context: characters in a window. Windows advance by half of it: the first scores all it holds, each later one its
+    second half with the first half as context, so every character is scored once. A token belongs where it starts.
+    Each window is conditioned on BOS, which is not counted; bytes are those of the text as given.
+    """
+    if context < 2 or not any(texts):
+        raise ValueError(f"bits_per_byte needs text and a context of at least 2 characters, got {context}.")
+    texts = [text for text in texts if text]
+    prefix, windows, firsts, owners = prefix_id(tokenizer), [], [], []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for owner, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+        starts = np.array([start for start, _ in offsets])
+        for begin, first, end in _windows(starts, len(texts[owner]), context):
+            windows.append([prefix, *ids[begin:end]])
+            firsts.append(1 + first - begin)
+            owners.append(owner)
+    _check_context(model, windows, context)
+    scores = target_logprobs(model, tokenizer, windows, firsts, progress=progress)
+    bits = np.zeros(len(texts))
+    np.add.at(bits, owners, [-row.sum() / math.log(2) for row in scores])
+    return Score(*ratio_and_stderr(bits, [len(text.encode()) for text in texts]), len(texts))
+
+
+def characters_per_token(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
+    """Characters of the texts over their tokens, special tokens not counted."""
+    tokens = sum(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]))
+    return sum(map(len, texts)) / tokens
+
+
+def generation_speed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, max_new_tokens: int
+) -> dict[str, float]:
+    """How fast the model continues the prompts, all in one go and never stopping, so that models do equal work.
+
+    Reading the prompts (until the first token) is timed apart, after one run that warms up, and taken off the rest.
+    """
+    if max_new_tokens < 2:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} leaves nothing to time after the first token. Give at least 2."
+        )
+    _timed(model, tokenizer, prompts, 2)
+    first, prefill_s = _timed(model, tokenizer, prompts, 1)
+    written, total_s = _timed(model, tokenizer, prompts, max_new_tokens)
+    writing_s = total_s - prefill_s
+    characters = sum(len(w.text) for w in written) - sum(len(f.text) for f in first)
+    return {
+        "characters_per_second": characters / writing_s,
+        "tokens_per_second": len(prompts) * (max_new_tokens - 1) / writing_s,
+        "prefill_characters_per_second": sum(map(len, prompts)) / prefill_s,
+        "prefill_seconds": prefill_s,
+        "seconds": total_s,
+        "prompts": float(len(prompts)),
+    }
+
+
+def _timed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], tokens: int
+) -> tuple[list[Generation], float]:
+    start = time.perf_counter()
+    written = generate(model, tokenizer, prompts, max_new_tokens=tokens)
+    return written, time.perf_counter() - start
+
+
+def _windows(starts: np.ndarray, characters: int, context: int) -> list[tuple[int, int, int]]:
+    """Token ranges (begin, first scored, end) of a text's windows; the scored ranges are the text, each token once."""
+    stride = max(1, context // 2)
+    ends = [context, *range(context + stride, characters + stride, stride)] if characters > context else [characters]
+    windows, first = [], 0
+    for end in ends:
+        begin = int(np.searchsorted(starts, end - context)) if end > context else 0
+        last = int(np.searchsorted(starts, end)) if end < characters else len(starts)
+        if last > first:
+            windows.append((min(begin, first), first, last))
+        first = last
+    return windows
+
+
+def _check_context(model: PreTrainedModel, windows: Sequence[Sequence[int]], context: int) -> None:
+    longest, limit = max(map(len, windows)), getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a window of context={context} characters takes up to {longest} tokens, more than the model's {limit} "
+            f"positions. Set context to at most {context * limit // longest} (the same for every tokenizer compared)."
+        )

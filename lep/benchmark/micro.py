@@ -1,0 +1,209 @@
+"""The micro benchmark: the micro-world's held-out items, zero-shot, in both languages, for any vocabulary.
+
+In: a model, its tokenizer, items. Out: a score with its standard error for every task and language, what else is to be
+said of a task (how answers ended, how copies were segmented), and a record of every prompt and answer.
+Content and stopping are judged apart: an answer is the text before the first newline or end token, right or wrong
+however it ends; what ended it is counted in the details.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.assets.microworld import Item
+from lep.benchmark.metrics import exact_match, length_ratio, mean_and_stderr, paired_difference
+from lep.benchmark.scoring import (
+    Generation,
+    end_of_turn,
+    end_tokens,
+    generate,
+    option_scores,
+    render_chat,
+    sequence_logprobs,
+    tokens_before,
+)
+from lep.results import Score
+
+Stop = Literal["end of turn", "other end token", "newline", "never"]
+STOPS: tuple[Stop, ...] = ("end of turn", "other end token", "newline", "never")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item as it was asked and answered.
+
+    prompt: the very text given to the model. stop: what ended a written answer. length_ratio: of a copy, how near its
+    token count is to that of the expected text. option_scores: of a ranked item, log-probabilities in nats.
+    """
+
+    task: str
+    language: str
+    prompt: str
+    answer: str
+    expected: str
+    right: bool
+    stop: Stop | None = None
+    length_ratio: float | None = None
+    option_scores: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.task}/{self.language}"
+
+
+@dataclass(frozen=True)
+class MicroResult:
+    """What the micro benchmark found.
+
+    scores: share of right answers by "task/language". details: what else there is to say of a task, by the same keys.
+    records: in the order of the items.
+    """
+
+    scores: dict[str, Score]
+    details: dict[str, dict[str, Any]]
+    records: list[Record]
+
+
+def run_micro(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], *, progress: str | None = None
+) -> MicroResult:
+    """Ask every item and judge the answers. Raises ValueError if the tokenizer has no chat template."""
+    written = [i for i, item in enumerate(items) if not item.options]
+    ranked = [i for i, item in enumerate(items) if item.options and item.prompt]
+    paired = [i for i, item in enumerate(items) if item.options and not item.prompt]
+    records: dict[int, Record] = {}
+    for places, ask in ((written, _written), (ranked, _ranked), (paired, _paired)):
+        if places:
+            records.update(zip(places, ask(model, tokenizer, [items[i] for i in places], progress), strict=True))
+    return summarise([records[i] for i in range(len(items))])
+
+
+def summarise(records: Sequence[Record]) -> MicroResult:
+    """Scores and details of the records, by task and language in order of appearance."""
+    groups = group_by_key(records)
+    scores = {key: Score(*mean_and_stderr([r.right for r in group]), len(group)) for key, group in groups.items()}
+    details = {key: found for key, group in groups.items() if (found := _details(group))}
+    return MicroResult(scores, details, list(records))
+
+
+def group_by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.key, []).append(record)
+    return groups
+
+
+def compare(
+    records: Mapping[str, Sequence[Record]], *, baselines: Sequence[str] = (), seed: int = 0
+) -> list[dict[str, Any]]:
+    """Paired differences between models on every task: what the report's verdict is computed from.
+
+    records: of each model, on the same items in the same order. Every pair of models is compared but for those with a
+    baseline in them. Returns dicts {task, a, b, difference, low, high, n}, `difference` = share right of a minus of b,
+    with a 95 % bootstrap interval over items.
+    """
+    grouped = {name: group_by_key(rows) for name, rows in records.items() if name not in baselines}
+    return [
+        {"task": key, "a": a, "b": b, **asdict(_difference(grouped[a][key], grouped[b][key], seed))}
+        for a, b in combinations(grouped, 2)
+        for key in grouped[a]
+    ]
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """One JSON object a line, in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records that `write_records` wrote."""
+    with path.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    return [Record(**{**row, "option_scores": tuple(row["option_scores"])}) for row in rows]
+
+
+def _written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], progress: str | None
+) -> Iterator[Record]:
+    assert not any("\n" in item.answer for item in items), "an answer is one line"
+    prompts = [render_chat(tokenizer, item.prompt) for item in items]
+    answers = generate(
+        model,
+        tokenizer,
+        prompts,
+        # In characters, as a budget in tokens would favour long tokens. Twice the right answer shows who runs on.
+        max_new_characters=[2 * len(item.answer) + 16 for item in items],
+        stop_ids=end_tokens(tokenizer),
+        stop_character="\n",
+        chat=True,
+        progress=progress and f"{progress}: answers",
+    )
+    turn = end_of_turn(tokenizer)
+    expected = tokenizer([item.answer for item in items], add_special_tokens=False)["input_ids"]
+    for item, prompt, answer, ids in zip(items, prompts, answers, expected, strict=True):
+        right, stop = exact_match(answer.text, item.answer), _stop(answer, turn)
+        produced = tokens_before(tokenizer, answer.ids, "\n") if item.task == "copying" else 0
+        ratio = length_ratio(produced, len(ids)) if item.task == "copying" else None
+        yield Record(item.task, item.language, prompt, answer.text, item.answer, right, stop, ratio)
+
+
+def _ranked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], progress: str | None
+) -> Iterator[Record]:
+    prompts = [render_chat(tokenizer, item.prompt) for item in items]
+    options = [item.options for item in items]
+    # The answer's text alone is scored: with the end token, a model that stops badly would be ranked by its stopping.
+    scores = option_scores(
+        model, tokenizer, prompts, options, chat=True, progress=progress and f"{progress}: ranked options"
+    )
+    for item, prompt, row in zip(items, prompts, scores, strict=True):
+        yield _choice(item, prompt, row)
+
+
+def _paired(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], progress: str | None
+) -> Iterator[Record]:
+    texts = [option for item in items for option in item.options]
+    totals = [
+        row.total for row in sequence_logprobs(model, tokenizer, texts, progress=progress and f"{progress}: pairs")
+    ]
+    ends = np.cumsum([len(item.options) for item in items])
+    for item, row in zip(items, np.split(np.array(totals), ends[:-1]), strict=True):
+        yield _choice(item, "", row)
+
+
+def _choice(item: Item, prompt: str, scores: np.ndarray) -> Record:
+    """The first option is the right one. A tie is wrong, or a model that says the same of everything would win."""
+    right = bool(scores[0] > scores[1:].max())
+    chosen = item.options[0 if right else 1 + int(scores[1:].argmax())]
+    found = tuple(float(score) for score in scores)
+    return Record(item.task, item.language, prompt, chosen, item.options[0], right, option_scores=found)
+
+
+def _stop(answer: Generation, turn: int | None) -> Stop:
+    if answer.stopped is not None:
+        return "end of turn" if answer.stopped == turn else "other end token"
+    return "newline" if answer.ended == "stop character" else "never"
+
+
+def _details(records: Sequence[Record]) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if stops := [r.stop for r in records if r.stop is not None]:
+        details["stopped"] = {stop: stops.count(stop) / len(stops) for stop in STOPS}
+    if ratios := [r.length_ratio for r in records if r.length_ratio is not None]:
+        details["length_ratio"] = mean_and_stderr(ratios)[0]
+    return details
+
+
+def _difference(a: Sequence[Record], b: Sequence[Record], seed: int) -> Any:
+    assert [(r.prompt, r.expected) for r in a] == [(r.prompt, r.expected) for r in b], "the same items, in one order"
+    return paired_difference([r.right for r in a], [r.right for r in b], seed=seed)

@@ -1,0 +1,96 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lep.benchmark.metrics import (
+    exact_match,
+    length_ratio,
+    mean_and_stderr,
+    normalise,
+    paired_difference,
+    ratio_and_stderr,
+)
+
+COUNTS = st.integers(min_value=0, max_value=1000)
+
+
+@given(text=st.text())
+def test_normalising_twice_changes_nothing_more(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+def test_exact_match_forgives_whitespace_and_nothing_else() -> None:
+    assert exact_match("  Мария  купила\tкнигу. ", "Мария купила книгу.")
+    assert not exact_match("Мария купила книгу", "Мария купила книгу.")
+    assert not exact_match("мария купила книгу.", "Мария купила книгу.")
+
+
+@given(a=COUNTS, b=COUNTS)
+def test_length_ratio_is_symmetric_and_one_only_for_equal_counts(a: int, b: int) -> None:
+    assert length_ratio(a, b) == length_ratio(b, a)
+    assert 0 <= length_ratio(a, b) <= 1
+    assert (length_ratio(a, b) == 1) == (a == b > 0)
+
+
+def test_a_token_too_many_costs_its_share() -> None:
+    assert length_ratio(15, 16) == 0.9375
+
+
+def test_stderr_of_shares_is_the_binomial_one() -> None:
+    mean, stderr = mean_and_stderr([1] * 30 + [0] * 70)
+    assert mean == 0.3
+    assert stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
+
+
+def test_one_value_has_a_mean_and_no_stderr() -> None:
+    mean, stderr = mean_and_stderr([0.5])
+    assert mean == 0.5 and math.isnan(stderr)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_and_stderr([])
+
+
+def test_ratio_of_equal_units_is_the_mean() -> None:
+    values = [1.0, 2.0, 4.0, 7.0]
+    assert ratio_and_stderr(values, [1.0] * 4) == pytest.approx(mean_and_stderr(values))
+
+
+def test_ratio_without_noise_has_no_error() -> None:
+    ratio, stderr = ratio_and_stderr([2.0, 20.0, 6.0], [1.0, 10.0, 3.0])
+    assert (ratio, stderr) == pytest.approx((2.0, 0.0))
+
+
+def test_ratio_stderr_agrees_with_a_bootstrap_over_units() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(50, 500, size=200)
+    totals = sizes * rng.normal(1.3, 0.3, size=200)
+    draws = rng.integers(0, 200, size=(4000, 200))
+    bootstrap = (totals[draws].sum(1) / sizes[draws].sum(1)).std()
+    assert ratio_and_stderr(totals, sizes.tolist())[1] == pytest.approx(bootstrap, rel=0.1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(pairs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_paired_difference_changes_sign_with_the_order(pairs: list[tuple[bool, bool]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    forth, back = paired_difference(a, b), paired_difference(b, a)
+    assert forth.difference == pytest.approx(-back.difference)
+    assert forth.low - 1e-12 <= forth.difference <= forth.high + 1e-12
+    assert forth == paired_difference(a, b), "the seed decides"
+
+
+def test_paired_interval_is_the_plain_bootstraps() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random(300) < 0.8, rng.random(300) < 0.7
+    found = paired_difference(a, b)
+    differences = a.astype(float) - b
+    means = differences[rng.integers(0, 300, size=(4000, 300))].mean(1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.012)
+
+
+def test_equal_answers_are_never_beyond_the_noise() -> None:
+    assert not paired_difference([1, 0, 1], [1, 0, 1]).beyond_noise
+    assert not paired_difference([1] * 50 + [1], [1] * 50 + [0]).beyond_noise
+    assert paired_difference([1] * 50, [1] * 25 + [0] * 25).beyond_noise

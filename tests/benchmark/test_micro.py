@@ -1,0 +1,125 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lep.assets.microworld import Item
+from lep.benchmark.micro import STOPS, Record, compare, read_records, run_micro, summarise, write_records
+from lep.benchmark.scoring import end_of_turn, end_tokens, generate, render_chat
+
+
+def record(task: str, right: bool, *, prompt: str = "p") -> Record:
+    return Record(task, "ru", prompt, "a", "e", right)
+
+
+@pytest.fixture(scope="module")
+def items(sentences: Callable[..., list[str]]) -> list[Item]:
+    texts = [text[:16] for text in sentences(8)]
+    return [
+        *(Item("copying", "ru", f"Повтори: {text}", text) for text in texts[:3]),
+        Item("facts ranked, seen", "en", "Who?", "Tom.", ("Tom.", "Maria.", "apples.", "home.")),
+        Item("questions", "en", "Where is Tom?", "Tom went home."),
+        Item("agreement", "ru", "", texts[6], (texts[6], texts[7])),
+        Item("agreement", "ru", "", texts[7], (texts[7], texts[6])),
+        Item("agreement", "ru", "", texts[7], (texts[7], texts[7])),
+    ]
+
+
+def test_every_item_is_asked_once_and_in_order(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, items: list[Item]
+) -> None:
+    found = run_micro(model, bpe, items)
+    assert [(r.task, r.language, r.expected) for r in found.records] == [(i.task, i.language, i.answer) for i in items]
+    assert list(found.scores) == ["copying/ru", "facts ranked, seen/en", "questions/en", "agreement/ru"]
+    assert [score.n for score in found.scores.values()] == [3, 1, 1, 3]
+    for key in ("copying/ru", "questions/en"):
+        assert sum(found.details[key]["stopped"].values()) == pytest.approx(1)
+        assert list(found.details[key]["stopped"]) == list(STOPS)
+    assert 0 <= found.details["copying/ru"]["length_ratio"] <= 1
+    assert found.records[0].prompt == render_chat(bpe, items[0].prompt)
+
+
+def test_of_a_pair_and_its_mirror_image_one_is_right_and_a_tie_is_wrong(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, items: list[Item]
+) -> None:
+    pair, mirrored, tie = run_micro(model, bpe, items).records[-3:]
+    assert pair.right != mirrored.right
+    assert not tie.right
+    assert pair.option_scores == pytest.approx(mirrored.option_scores[::-1], abs=1e-4)
+
+
+def test_a_model_is_right_on_what_it_would_say_and_stops_as_it_would_stop(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast
+) -> None:
+    """Its own greedy answer is taken for the right one: content is right whatever ends it."""
+    answer = generate(model, bpe, [render_chat(bpe, "Tom?")], max_new_tokens=8, chat=True, stop_ids=end_tokens(bpe))[0]
+    line = answer.text.split("\n")[0]
+    found = run_micro(model, bpe, [Item("questions", "en", "Tom?", line)]).records[0]
+    assert found.answer.startswith(line) and found.stop in STOPS
+
+
+@pytest.mark.parametrize(("last", "stop"), [("<|end|>", "end of turn"), ("</s>", "other end token"), ("\n", "newline")])
+def test_content_and_stopping_are_judged_apart(
+    bpe: PreTrainedTokenizerFast,
+    pico_model: Callable[..., LlamaForCausalLM],
+    monkeypatch: pytest.MonkeyPatch,
+    last: str,
+    stop: str,
+) -> None:
+    """A model made to write `Tom.` and then one of the three ends: always right, differently stopped."""
+    script = [*bpe("Tom.")["input_ids"], *bpe(last)["input_ids"]]
+    model, written = pico_model(len(bpe)), iter(script)
+
+    def forward(input_ids: torch.Tensor, **_: object) -> object:
+        logits = torch.nn.functional.one_hot(torch.tensor([[next(written)]] * len(input_ids)), len(bpe)).float()
+        return type("Output", (), {"logits": logits})
+
+    monkeypatch.setattr(model, "forward", forward)
+    found = run_micro(model, bpe, [Item("questions", "en", "Who?", "Tom.")])
+    assert found.records[0].answer == "Tom." and found.records[0].right
+    assert found.records[0].stop == stop
+    assert found.details["questions/en"]["stopped"][stop] == 1
+    assert end_of_turn(bpe) == 5
+
+
+def test_a_model_that_never_stops_is_cut_by_its_budget_in_characters(
+    bpe: PreTrainedTokenizerFast, pico_model: Callable[..., LlamaForCausalLM]
+) -> None:
+    model = pico_model(len(bpe))
+    token = bpe("o")["input_ids"][0]
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, output: output.index_fill_(-1, torch.tensor([token]), 9.0)
+    )
+    found = run_micro(model, bpe, [Item("questions", "en", "Who?", "Tom.")]).records[0]
+    assert found.answer == "o" * (2 * len("Tom.") + 16) and found.stop == "never" and not found.right
+
+
+def test_records_come_back_from_their_file(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, items: list[Item], tmp_path: Path
+) -> None:
+    found = run_micro(model, bpe, items)
+    write_records(tmp_path / "answers" / "swap.jsonl", found.records)
+    back = read_records(tmp_path / "answers" / "swap.jsonl")
+    assert back == found.records
+    assert summarise(back).scores["copying/ru"] == found.scores["copying/ru"]
+
+
+def test_comparisons_are_of_every_pair_but_the_baselines() -> None:
+    good = [record("questions", True, prompt=str(i)) for i in range(40)]
+    bad = [replace(r, right=i % 2 == 0) for i, r in enumerate(good)]
+    found = compare({"original": good, "swap": bad, "delta": good, "overlap": good}, baselines=("original",))
+    assert [(c["a"], c["b"]) for c in found] == [("swap", "delta"), ("swap", "overlap"), ("delta", "overlap")]
+    first, _, last = found
+    assert first["task"] == "questions/ru" and first["difference"] == -0.5 and first["high"] < 0 and first["n"] == 40
+    assert (last["difference"], last["low"], last["high"]) == (0, 0, 0)
+    with pytest.raises(AssertionError, match="same items"):
+        compare({"swap": good, "delta": [record("questions", True)] * 40})
+
+
+def test_one_item_has_no_standard_error() -> None:
+    score = summarise([record("questions", True)]).scores["questions/ru"]
+    assert score.value == 1 and math.isnan(score.stderr) and score.n == 1
