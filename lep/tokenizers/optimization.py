@@ -1,0 +1,89 @@
+"""Optimization: the old vocabulary cut to the tokens the corpus uses most, then extended (paper, section 3)."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from lep.tokenizers.family import Family, assemble, bpe_model, family_of, require_bpe, require_room, warn_if_short
+from lep.tokenizers.merges import Merges, continue_merges
+from lep.tokenizers.words import count_words, of_scripts
+from lep.vocabulary import bare_tokenizer, merge_pairs
+
+
+def optimization(
+    base: PreTrainedTokenizerFast,
+    texts: Iterable[str],
+    *,
+    keep: int,
+    vocab_size: int,
+    scripts: Sequence[str] = ("Cyrillic",),
+) -> PreTrainedTokenizerFast:
+    """The `keep` old tokens most used, renumbered, and new merges of the target scripts up to `vocab_size`.
+
+    `keep` counts every survivor: bytes, specials, and the parts that the merges of a survivor go through. Merges keep
+    their order, so a survivor's own letters still give it.
+    """
+    family = family_of(base)
+    require_bpe(family, "optimization")
+    require_room(family, "tokenizer.keep", keep)
+    if vocab_size < keep:
+        raise ValueError(
+            f"tokenizer.vocab_size={vocab_size} is below tokenizer.keep={keep}. Raise vocab_size or lower keep."
+        )
+    words = count_words(family, texts)
+    pieces, merges = _cut(family, token_use(base, words), keep - len(family.added))
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    target = of_scripts(family, words, tuple(scripts))
+    room = vocab_size - len(pieces) - len(family.added)
+    fresh, learnt = continue_merges(bpe_model(family, vocab, merges), target, new_tokens=room) if room else ([], [])
+    vocab, added_ids = family.place([*pieces, *fresh])
+    model = bpe_model(family, vocab, [*merges, *learnt])
+    return warn_if_short(assemble(family, model, added_ids), "tokenizer.vocab_size", vocab_size)
+
+
+def token_use(base: PreTrainedTokenizerFast, words: Counter[str]) -> dict[int, int]:
+    """How often each old token comes in the counted words."""
+    counts: Counter[int] = Counter()
+    tokenizer = bare_tokenizer(base, pre_tokenizer=False)
+    encoded = tokenizer.encode_batch_fast(list(words), add_special_tokens=False)
+    for encoding, count in zip(encoded, words.values(), strict=True):
+        for i in encoding.ids:
+            counts[i] += count
+    return counts
+
+
+def _cut(family: Family, use: dict[int, int], size: int) -> tuple[list[str], Merges]:
+    """At most `size` old pieces in their old order, and the old merges that live among them.
+
+    Taken in order of use, each with all it is made of; where that does not fit any more, the next that does.
+    """
+    ids, ranks = family.spec["model"]["vocab"], {}
+    for rank, pair in enumerate(merge_pairs(family.spec["model"])):
+        ranks.setdefault(pair, rank)
+    added = {token["content"] for token in family.added}
+    raw = set(family.byte_pieces)
+    kept = {piece for piece in raw if piece in ids}
+    for piece in sorted(ids.keys() - added, key=lambda piece: (-use.get(ids[piece], 0), ids[piece])):
+        if len(kept) >= size:
+            break
+        needed = _parts(piece, ranks, kept) if piece not in kept else set()
+        if needed is not None and len(kept) + len(needed) <= size:
+            kept |= needed
+    merges = [(left, right) for left, right in ranks if left in kept and right in kept and left + right in kept]
+    return sorted(kept, key=ids.__getitem__), merges
+
+
+def _parts(piece: str, ranks: dict[tuple[str, str], int], kept: set[str]) -> set[str] | None:
+    """A piece and the pieces its merges go through that are not kept yet; None if no merges give it whole."""
+    symbols, needed = list(piece), {piece, *piece} - kept
+    while len(symbols) > 1:
+        pairs = [ranks.get(pair, len(ranks)) for pair in zip(symbols, symbols[1:], strict=False)]
+        best = min(pairs)
+        if best == len(ranks):
+            return None
+        at = pairs.index(best)
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+        if symbols[at] not in kept:
+            needed.add(symbols[at])
+    return needed

@@ -1,0 +1,399 @@
+"""Vocabulary algebra: what every token stands for in bytes, and the sparse operator T between two vocabularies.
+
+In: fast tokenizers (byte-level BPE; SentencePiece-style BPE with byte fallback and the metaspace mark; Unigram over
+either alphabet). Out: `Vocabulary` (id -> bytes or special) and `SubtokenOperator` (T of arXiv 2412.21140, section 3).
+Assumed: nothing of the text pipeline. Tokens are compared in bytes and never decoded with replacement characters, so
+halves of a letter, newlines, leading spaces and runs of spaces stay apart.
+"""
+
+# V base vocabulary, U new vocabulary, S shared tokens, D hidden
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.sparse import csr_array
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+Alphabet = Literal["byte_level", "metaspace"]
+MARK = "\u2581"  # the metaspace, SentencePiece's visible space
+ROLES = ("unk", "pad", "eos", "bos")  # in the order in which they stand in for an id that stands for nothing
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+ROWS_AT_ONCE = 8192  # of U in `apply`: 8,192 x 4,096 float32 is 128 MiB
+
+
+def _byte_glyphs() -> str:
+    """The 256 printable characters in which byte-level models spell bytes, indexed by byte (the GPT-2 alphabet)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    glyphs = {byte: chr(byte) for byte in shown} | {byte: chr(256 + rank) for rank, byte in enumerate(hidden)}
+    return "".join(glyphs[byte] for byte in range(256))
+
+
+GLYPHS = _byte_glyphs()
+_TO_GLYPHS = {byte: glyph for byte, glyph in enumerate(GLYPHS)}
+_FROM_GLYPHS = {ord(glyph): byte for byte, glyph in enumerate(GLYPHS)}
+_GLYPH_SET = frozenset(GLYPHS)
+
+
+def to_glyphs(data: bytes) -> str:
+    """Bytes spelt in the byte-level alphabet."""
+    return data.decode("latin-1").translate(_TO_GLYPHS)
+
+
+def from_glyphs(piece: str) -> bytes:
+    """Bytes of a byte-level piece; a piece with a foreign character stands for its own text, as the decoder has it."""
+    if not _GLYPH_SET.issuperset(piece):
+        return piece.encode()
+    return piece.translate(_FROM_GLYPHS).encode("latin-1")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What each id stands for. `tokens[id]` is None for special and for unassigned ids; all tuples have length U."""
+
+    tokens: tuple[bytes | None, ...]
+    specials: dict[int, str]
+    roles: dict[str, int]
+    pieces: tuple[str | None, ...]  # as the tokenizer spells them; None where no token has the id
+    byte_ids: frozenset[int]  # `<0x0A>`-like pieces, which only fall in where no literal piece fits
+    alphabet: Alphabet
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def unassigned(self) -> frozenset[int]:
+        """Ids that no text and no special token gives (holes, empty pieces)."""
+        return frozenset(i for i, token in enumerate(self.tokens) if token is None and i not in self.specials)
+
+    @cached_property
+    def ids_of_pieces(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces) if piece is not None}
+
+    @cached_property
+    def ids_of_bytes(self) -> dict[bytes, int]:
+        """Id of each byte string; where a literal piece and a byte piece stand for the same, the literal one."""
+        found = {self.tokens[i]: i for i in self.byte_ids}
+        literal = {t: i for i, t in enumerate(self.tokens) if t is not None and i not in self.byte_ids}
+        return {token: i for token, i in (found | literal).items() if token is not None}
+
+    @cached_property
+    def ids_of_single_bytes(self) -> dict[bytes, int]:
+        """Ids of the tokens that spell one raw byte: `<0x0A>` pieces, or the byte-level glyphs."""
+        if self.alphabet == "metaspace":
+            return {self.tokens[i]: i for i in self.byte_ids}  # type: ignore[misc]
+        return {token: i for token, i in self.ids_of_bytes.items() if len(token) == 1}
+
+
+def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The whole fast tokenizer as the contents of its tokenizer.json."""
+    return json.loads(tokenizer.backend_tokenizer.to_str())
+
+
+def components(node: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer, post-processor or decoder, its nested sequences laid flat."""
+    if node is None:
+        return []
+    if node["type"] != "Sequence":
+        return [node]
+    nested = next(value for key, value in node.items() if key != "type")
+    return [step for child in nested for step in components(child)]
+
+
+def alphabet_of(spec: dict[str, Any]) -> Alphabet:
+    """Whether the pieces of a tokenizer.json are spelt in byte glyphs or in text with metaspaces."""
+    steps = [step for part in ("normalizer", "pre_tokenizer", "decoder") for step in components(spec[part])]
+    if any(step["type"] == "ByteLevel" for step in steps):
+        return "byte_level"
+    if any(
+        step["type"] == "Metaspace" or (step["type"] == "Replace" and MARK in json.dumps(step, ensure_ascii=False))
+        for step in steps
+    ):
+        return "metaspace"
+    kinds = sorted({step["type"] for step in steps})
+    raise ValueError(
+        f"tokenizer: its steps {kinds} spell pieces neither in byte-level glyphs nor with the metaspace {MARK!r}. "
+        "Use a byte-level BPE, SentencePiece BPE or Unigram tokenizer."
+    )
+
+
+def model_ids(model: dict[str, Any]) -> dict[str, int]:
+    """Piece -> id of the model part of a tokenizer.json (BPE or Unigram)."""
+    if model["type"] == "Unigram":
+        return {piece: i for i, (piece, _) in enumerate(model["vocab"])}
+    if model["type"] != "BPE":
+        raise ValueError(f"tokenizer: model {model['type']} is not supported. Use a BPE or Unigram tokenizer.")
+    return model["vocab"]
+
+
+def merge_pairs(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """Merges of a BPE model as pairs; tokenizer.json writes them as lists or, in old files, with a space between."""
+    return [tuple(m.split(" ", 1)) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]  # type: ignore[misc]
+
+
+def _producible(model: dict[str, Any]) -> set[str]:
+    """Pieces that the model itself can give on some text: what tells a mark beside the vocabulary from a word in it."""
+    if model["type"] == "Unigram":
+        return {piece for piece, score in model["vocab"] if score < 0}
+    return {left + right for left, right in merge_pairs(model)} | {piece for piece in model["vocab"] if len(piece) == 1}
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """The bytes behind every id, or that it is special.
+
+    Length is the highest id + 1. An added token is special when it is flagged so, or when the model can never produce
+    it from text (`<think>`); its row is then a role's, not a word's.
+    """
+    spec = tokenizer_json(tokenizer)
+    alphabet, model, added = alphabet_of(spec), spec["model"], spec["added_tokens"]
+    ids = model_ids(model)
+    producible = _producible(model) if any(not token["special"] for token in added) else set()
+    specials = {t["id"]: t["content"] for t in added if t["special"] or t["content"] not in producible}
+    size = 1 + max([*ids.values(), *(token["id"] for token in added)])
+    pieces: list[str | None] = [None] * size
+    for piece, i in ids.items():
+        pieces[i] = piece
+    for token in added:
+        pieces[token["id"]] = token["content"]
+    unk = model["unk_id"] if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
+    if unk is not None:  # the model's own unknown piece stands for no text, flagged or not
+        specials.setdefault(unk, pieces[unk] or "")
+    has_byte_pieces = alphabet == "metaspace" and model.get("byte_fallback", False)
+    byte_ids = frozenset(i for p, i in ids.items() if has_byte_pieces and BYTE_PIECE.fullmatch(p) and i not in specials)
+    tokens = tuple(
+        None if not piece or i in specials else _bytes_of(piece, alphabet, i in byte_ids)
+        for i, piece in enumerate(pieces)
+    )
+    roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}
+    roles = {role: i for role, i in roles.items() if i is not None and 0 <= i < size}
+    return Vocabulary(tokens, specials, roles, tuple(pieces), byte_ids, alphabet)
+
+
+def _bytes_of(piece: str, alphabet: Alphabet, is_byte_piece: bool) -> bytes:
+    if alphabet == "byte_level":
+        return from_glyphs(piece)
+    return bytes([int(piece[3:5], 16)]) if is_byte_piece else piece.replace(MARK, " ").encode()
+
+
+@dataclass(frozen=True)
+class SubtokenOperator:
+    """The vocabulary transformation T: row u averages the base tokens that spell new token u (paper, section 3).
+
+    `weights` is [U, V] float32 with rows that sum to one; `exact` marks the tokens both vocabularies hold byte for
+    byte, `special` the ids that stand for no text.
+    """
+
+    weights: csr_array
+    exact: np.ndarray
+    special: np.ndarray
+
+    @property
+    def shared(self) -> tuple[np.ndarray, np.ndarray]:
+        """(new ids [S], base ids [S]) of the tokens both vocabularies hold byte for byte, specials left out."""
+        new_ids = np.flatnonzero(self.exact)
+        return new_ids, self.weights.indices[self.weights.indptr[new_ids]].astype(np.int64)
+
+    def apply(self, table: Tensor) -> Tensor:
+        """`T E`: the rows of the new vocabulary, [U, D] float32, from a table [>= V, D] of any dtype.
+
+        Streamed over blocks of new rows; only the base rows a block needs are ever widened to float32. Rows of
+        the table beyond the tokenizer's vocabulary (padding) are not read.
+        """
+        rows, columns = self.weights.shape
+        if table.shape[0] < columns:
+            raise ValueError(
+                f"embedding table: {table.shape[0]} rows, but the tokenizer has ids up to {columns - 1}. "
+                "Give the tokenizer and the model of one checkpoint."
+            )
+        result = torch.empty(rows, table.shape[1], dtype=torch.float32)
+        for start in range(0, rows, ROWS_AT_ONCE):
+            block = self.weights[start : start + ROWS_AT_ONCE]
+            used, position = np.unique(block.indices, return_inverse=True)
+            dense = table.detach()[torch.from_numpy(used).to(table.device, torch.int64)].float().cpu().numpy()
+            narrow = csr_array((block.data, position, block.indptr), shape=(block.shape[0], len(used)))
+            result[start : start + block.shape[0]] = torch.from_numpy(narrow @ dense)
+        return result
+
+    def save(self, path: Path) -> None:
+        """Writes T as one safetensors file."""
+        parts = {"data": self.weights.data, "indices": self.weights.indices, "indptr": self.weights.indptr}
+        parts |= {"shape": np.array(self.weights.shape), "exact": self.exact, "special": self.special}
+        save_file({name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "SubtokenOperator":
+        parts = {name: part.numpy() for name, part in load_file(path).items()}
+        rows, columns = parts["shape"].tolist()
+        weights = csr_array((parts["data"], parts["indices"], parts["indptr"]), shape=(rows, columns))
+        return cls(weights, parts["exact"], parts["special"])
+
+
+def subtoken_operator(new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast) -> SubtokenOperator:
+    """T from the old vocabulary to the new one, for all tokens at once.
+
+    - A token that the old vocabulary holds byte for byte is that token.
+    - A special token is the old special of the same content, else the old token of its role (bos, eos, pad, unk), else
+      the old sub-tokens of its text: a mark is better begun at its own letters than at a stranger.
+    - Any other token is the mean of the old sub-tokens of its bytes, split where the old pre-tokenizer splits them.
+    - An id that stands for nothing is the same id where that stands for nothing in the old vocabulary too, else the
+      old unk, pad, eos or bos, else id 0. No row is empty.
+    """
+    fresh, known = read_vocabulary(new), read_vocabulary(old)
+    rows: list[list[int]] = [[] for _ in range(len(fresh))]
+    same = _same_tokens(fresh, known)
+    for i, j in same.items():
+        rows[i] = [j]
+    for i, j in (_special_rows(fresh, known) | _unassigned_rows(fresh, known)).items():
+        rows[i] = [j]
+    rest = [i for i, row in enumerate(rows) if not row]
+    spelt = [fresh.specials[i].encode() if i in fresh.specials else fresh.tokens[i] or b"" for i in rest]
+    for i, row in zip(rest, compose(spelt, old, known), strict=True):
+        rows[i] = row or [_stand_in(known)]
+    exact = np.zeros(len(fresh), dtype=bool)
+    exact[list(same)] = True
+    special = np.array([token is None for token in fresh.tokens])
+    return SubtokenOperator(_mean_rows(rows, len(known)), exact, special)
+
+
+def _mean_rows(rows: list[list[int]], columns: int) -> csr_array:
+    """[U, V] float32: row u puts 1 / K on each of its K ids; an id that comes twice weighs twice."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    indices = np.fromiter((j for row in rows for j in row), dtype=np.int32, count=int(indptr[-1]))
+    data = np.repeat(1.0 / lengths, lengths).astype(np.float32)
+    weights = csr_array((data, indices, indptr.astype(np.int32)), shape=(len(rows), columns))
+    weights.sum_duplicates()
+    return weights
+
+
+def _same_tokens(fresh: Vocabulary, known: Vocabulary) -> dict[int, int]:
+    """New id -> old id of the tokens equal in bytes: equally spelt first, then byte piece to byte, then literal."""
+    same = {}
+    for i, token in enumerate(fresh.tokens):
+        if token is None:
+            continue
+        twin = known.ids_of_pieces.get(fresh.pieces[i] or "") if fresh.alphabet == known.alphabet else None
+        if twin is None or known.tokens[twin] != token:
+            twin = known.ids_of_single_bytes.get(token) if i in fresh.byte_ids else None
+        if twin is None:
+            twin = known.ids_of_bytes.get(token)
+        if twin is not None:
+            same[i] = twin
+    return same
+
+
+def _special_rows(fresh: Vocabulary, known: Vocabulary) -> dict[int, int]:
+    """New id -> old id for the specials that the old vocabulary has by content, or by role."""
+    by_content = {content: i for i, content in known.specials.items()}
+    by_role = {i: known.roles[role] for role, i in fresh.roles.items() if role in known.roles}
+    rows = {i: by_content.get(content, by_role.get(i)) for i, content in fresh.specials.items()}
+    return {i: j for i, j in rows.items() if j is not None}
+
+
+def _unassigned_rows(fresh: Vocabulary, known: Vocabulary) -> dict[int, int]:
+    return {i: i if i in known.unassigned else _stand_in(known) for i in fresh.unassigned}
+
+
+def _stand_in(vocabulary: Vocabulary) -> int:
+    return next((vocabulary.roles[role] for role in ROLES if role in vocabulary.roles), 0)
+
+
+def compose(
+    texts: list[bytes], tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary | None = None
+) -> list[list[int]]:
+    """Ids of the tokens that spell each byte string, in context: split where the pre-tokenizer splits text.
+
+    Bytes that are not whole UTF-8 are spelt without the pre-tokenizer, in raw bytes where the alphabet is text.
+    Concatenated, the bytes of the ids are the bytes given, whenever the vocabulary has all 256 bytes.
+    """
+    vocabulary = vocabulary or read_vocabulary(tokenizer)
+    if vocabulary.alphabet == "byte_level":
+        return _compose_byte_level(texts, tokenizer, vocabulary)
+    return _compose_metaspace(texts, tokenizer, vocabulary)
+
+
+def _compose_byte_level(
+    texts: list[bytes], tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
+) -> list[list[int]]:
+    rows = _encode(bare_tokenizer(tokenizer), [text.decode(errors="ignore") for text in texts])
+    wrong = [k for k, text in enumerate(texts) if not _spells(rows[k], text, vocabulary)]
+    if not wrong:
+        return rows
+    # Half letters are never a whole pre-token, so `ignore_merges` has no say in them.
+    alone = bare_tokenizer(tokenizer, pre_tokenizer=False, merges_only=True)
+    whole = _encode(alone, [to_glyphs(texts[k]) for k in wrong])
+    for k, row in zip(wrong, whole, strict=True):
+        rows[k] = row
+    return rows
+
+
+def _compose_metaspace(
+    texts: list[bytes], tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
+) -> list[list[int]]:
+    """Lone bytes come through decoding as surrogates (`surrogateescape`) and become byte pieces; the rest is text."""
+    spans = [re.findall(r"[\udc80-\udcff]|[^\udc80-\udcff]+", text.decode(errors="surrogateescape")) for text in texts]
+    bare, keeps_spaces = bare_tokenizer(tokenizer), _pre_tokenizer_marks_spaces(tokenizer)
+    flat = [span for row in spans for span in row if not "\udc80" <= span <= "\udcff"]
+    encoded = iter(_encode(bare, flat if keeps_spaces else [span.replace(" ", MARK) for span in flat]))
+    single = vocabulary.ids_of_single_bytes
+    rows = [
+        [
+            j
+            for span in row
+            for j in (
+                _raw(span.encode(errors="surrogateescape"), single) if "\udc80" <= span <= "\udcff" else next(encoded)
+            )
+        ]
+        for row in spans
+    ]
+    # A literal U+2581 in the text looks like a space to the model: spell such a token in its raw bytes.
+    return [
+        row if _spells(row, text, vocabulary) else _raw(text, single) or row
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def _raw(data: bytes, single: dict[bytes, int]) -> list[int]:
+    return [single[bytes([byte])] for byte in data if bytes([byte]) in single]
+
+
+def _spells(ids: list[int], text: bytes, vocabulary: Vocabulary) -> bool:
+    return b"".join(vocabulary.tokens[i] or b"" for i in ids) == text
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _pre_tokenizer_marks_spaces(tokenizer: PreTrainedTokenizerFast) -> bool:
+    return any(step["type"] == "Metaspace" for step in components(tokenizer_json(tokenizer)["pre_tokenizer"]))
+
+
+def bare_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, *, pre_tokenizer: bool = True, merges_only: bool = False
+) -> Tokenizer:
+    """The model alone, with the pre-tokenizer or without: no normalizer, added tokens, template or leading space.
+
+    `merges_only` also switches off `ignore_merges`, so that a piece comes out whole only where merges make it.
+    """
+    spec = tokenizer_json(tokenizer)
+    spec |= {"normalizer": None, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    for step in components(spec["pre_tokenizer"]):
+        if "prepend_scheme" in step:
+            step["prepend_scheme"] = "never"
+        if "add_prefix_space" in step:
+            step["add_prefix_space"] = False
+    if not pre_tokenizer:
+        spec["pre_tokenizer"] = None
+    if merges_only and spec["model"]["type"] == "BPE":
+        spec["model"]["ignore_merges"] = False
+    return Tokenizer.from_str(json.dumps(spec))
