@@ -1,0 +1,81 @@
+"""What the propagated model speaks with: the adapted vocabulary and the instruct model's chat.
+
+In: fast tokenizers. Out: the result's tokenizer, what it takes from the instruct model, the id that ends a turn.
+Assumed: the adapted tokenizer was made from the base's, and base and instruct agree on every ordinary token.
+"""
+
+import copy
+
+from transformers import PreTrainedTokenizerFast
+
+from lep.vocabulary import read_vocabulary
+
+ROLES = ("bos", "eos", "pad", "unk")
+
+
+def check_siblings(base: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast) -> None:
+    """ValueError unless base and instruct give every ordinary token the same id: only then do their rows pair up.
+
+    Special tokens may differ: tunes add markers and rename reserved ones.
+    """
+    ours, theirs = read_vocabulary(base).tokens, read_vocabulary(instruct).tokens
+    length = max(len(ours), len(theirs))
+    ours, theirs = ours + (None,) * (length - len(ours)), theirs + (None,) * (length - len(theirs))
+    # A token that the tune made special, or a reserved id it put to use, is no disagreement about text.
+    wrong = [i for i in range(length) if ours[i] != theirs[i] and ours[i] is not None and theirs[i] is not None]
+    only = [i for i in range(length) if ours[i] is None and theirs[i] is not None]
+    if wrong or only:
+        first = (wrong + only)[0]
+        raise ValueError(
+            f"model.base and model.instruct: their tokenizers differ in {len(wrong) + len(only)} ordinary tokens, "
+            f"first at id {first} ({ours[first]!r} against {theirs[first]!r}). "
+            "Give an instruct model tuned from this base."
+        )
+
+
+def result_tokenizer(
+    adapted: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast
+) -> tuple[PreTrainedTokenizerFast, list[tuple[int, int]]]:
+    """The adapted tokenizer made to chat like the instruct model, and (new id, instruct id) of what it had to add.
+
+    Tokens that only the instruct model has (chat markers) are appended with the same matching rules. Chat template,
+    bos, eos, pad and unk are the instruct model's; a role it leaves empty stays the adapted tokenizer's.
+    """
+    tokenizer = copy.deepcopy(adapted)
+    known = tokenizer.get_vocab()
+    missing = [(i, token) for i, token in sorted(instruct.added_tokens_decoder.items()) if token.content not in known]
+    first_free = max(known.values()) + 1
+    tokenizer.add_tokens([token for _, token in missing])  # type: ignore[arg-type]
+    ids = tokenizer.get_vocab()
+    added = [(ids[token.content], i) for i, token in missing]
+    if [new for new, _ in added] != list(range(first_free, first_free + len(added))):
+        raise ValueError(
+            f"tokenizer: {first_free} ids of which {first_free - len(known)} are unused, so that tokens of the "
+            "instruct model would land on ids in use. Give a tokenizer without gaps in its ids."
+        )
+    for role in ROLES:
+        content = getattr(instruct, f"{role}_token")
+        if content is not None:
+            setattr(tokenizer, f"{role}_token", content)
+    tokenizer.chat_template = instruct.chat_template
+    tokenizer.model_max_length = instruct.model_max_length
+    return tokenizer, added
+
+
+def special_pairs(tokenizer: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
+    """(new id, instruct id) of every special token that both have by content: the rows propagation must keep."""
+    theirs = {content: i for i, content in read_vocabulary(instruct).specials.items()}
+    ours = read_vocabulary(tokenizer).specials
+    return [(i, theirs[content]) for i, content in sorted(ours.items()) if content in theirs]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the chat template writes after an answer; None if there is none, or no template."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "zqx"  # letters that no template writes by itself
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    specials = read_vocabulary(tokenizer).specials
+    ids = tokenizer.encode(text[text.rindex(answer) + len(answer) :], add_special_tokens=False)
+    return next((i for i in ids if i in specials), None)

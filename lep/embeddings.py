@@ -1,0 +1,265 @@
+"""The two tables of a language model: one row a token on the way in, one row a token on the way out.
+
+In: a checkpoint directory (safetensors, no model is built) or a model in memory. Out: `Embeddings`, and the way back
+into a model. Assumed: Llama-like names (`embed_tokens`, `lm_head`), with whatever prefix multimodal models put before
+them; no bias on the head. Rows are raw weights: a model that scales its embeddings (Gemma) does so on its own.
+"""
+
+# V vocabulary (rows beyond the tokenizer's ids may follow: padding), D hidden
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+TABLES_FILE = "embeddings.safetensors"  # tables alone, without the rest of a model: what training leaves
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+INPUT_NAME = re.compile(r"(?:.*\.)?embed_tokens\.weight")
+OUTPUT_NAME = re.compile(r"(?:.*\.)?lm_head\.weight")
+# A row this much shorter than the median row was never moved away from zero.
+ZERO_NORM = 1e-3
+# Untrained random rows have almost one length (it varies by 1/sqrt(2 D), 1 % at D = 4,096), well below trained ones.
+SHORT_NORM, SAME_NORM, SMALLEST_GROUP = 0.5, 0.02, 8
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Input table [V, D] and output table [V, D]; `output` is None when the model ties it to the input."""
+
+    input: Tensor
+    output: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, table in (("input", self.input), ("output", self.output)):
+            if table is not None and (table.ndim != 2 or not table.is_floating_point()):
+                raise ValueError(
+                    f"{name} embeddings: shape {tuple(table.shape)}, {table.dtype}; needed are two "
+                    "dimensions of floats. Give a checkpoint that is not quantised."
+                )
+        if self.output is not None and self.output.shape != self.input.shape:
+            raise ValueError(
+                f"input embeddings {tuple(self.input.shape)} and output embeddings {tuple(self.output.shape)} differ "
+                "in shape. Give tables of one model."
+            )
+
+    @property
+    def tied(self) -> bool:
+        return self.output is None
+
+    def map(
+        self, on_input: Callable[[Tensor], Tensor], on_output: Callable[[Tensor], Tensor] | None = None
+    ) -> "Embeddings":
+        """New tables, each made from its own; `on_output` is `on_input` unless given. Tied tables stay one."""
+        return Embeddings(on_input(self.input), None if self.output is None else (on_output or on_input)(self.output))
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        tables = {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
+        partial = path.with_name(f"{path.name}.partial")
+        save_file({name: table.detach().contiguous().cpu() for name, table in tables.items()}, partial)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Embeddings":
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if "input" not in names or not names <= {"input", "output"}:
+                raise ValueError(
+                    f"{path} holds {sorted(names)}, not `input` and `output` tables. Give a file of `Embeddings.save`."
+                )
+            return cls(file.get_tensor("input"), file.get_tensor("output") if "output" in names else None)
+
+
+@dataclass(frozen=True)
+class TablePlaces:
+    """Where the tables of a checkpoint lie: (file, tensor name) each; `output` is None where no head is stored."""
+
+    input: tuple[Path, str]
+    output: tuple[Path, str] | None
+
+
+def read_embeddings(model_dir: Path) -> Embeddings:
+    """The tables of a checkpoint directory in its own dtype, read without building the model.
+
+    A directory that holds `embeddings.safetensors` and no model (trained tables) is read as well. ValueError where the
+    tables cannot be told, are tied in the config and yet differ, or carry a bias.
+    """
+    model_dir = Path(model_dir)
+    if (model_dir / TABLES_FILE).exists() and not (model_dir / "config.json").exists():
+        return Embeddings.load(model_dir / TABLES_FILE)
+    places = find_tables(model_dir)
+    tied = _tied_by_config(model_dir)
+    table = _read(places.input)
+    if places.output is None and not tied:
+        raise ValueError(
+            f"{model_dir}: no `lm_head.weight`, though tie_word_embeddings is false. "
+            "Complete the checkpoint, or set tie_word_embeddings to true in its config.json."
+        )
+    output = None if places.output is None else _read(places.output)
+    if tied and output is not None and not torch.equal(table, output):
+        raise ValueError(
+            f"{model_dir}: tie_word_embeddings is true, yet `{places.output[1]}` differs from `{places.input[1]}`. "  # type: ignore[index]
+            "Set tie_word_embeddings to false in its config.json if the two tables are meant."
+        )
+    return Embeddings(table, None if tied else output)
+
+
+def find_tables(model_dir: Path) -> TablePlaces:
+    """Files and names of the tables among the shards of a checkpoint."""
+    files = _tensor_files(Path(model_dir))
+    biases = [name for name in files if name.endswith("lm_head.bias")]
+    if biases:
+        raise ValueError(
+            f"{model_dir}: the head has a bias (`{biases[0]}`), which no rule carries over. Use a model without."
+        )
+    input_name = _only_name(files, INPUT_NAME, model_dir)
+    if input_name is None:
+        raise ValueError(
+            f"{model_dir}: no tensor is named `embed_tokens.weight`. Its {len(files)} tensors begin with "
+            f"{sorted(files)[:3]}. Use a model of a Llama-like architecture in the transformers format."
+        )
+    output_name = _only_name(files, OUTPUT_NAME, model_dir)
+    output = None if output_name is None else (files[output_name], output_name)
+    return TablePlaces((files[input_name], input_name), output)
+
+
+def _tensor_files(model_dir: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the index of the shards or from the single file."""
+    if (model_dir / INDEX_FILE).exists():
+        weight_map = json.loads((model_dir / INDEX_FILE).read_text())["weight_map"]
+        files = {name: model_dir / file for name, file in weight_map.items()}
+        missing = sorted({path.name for path in files.values() if not path.exists()})
+        if missing:
+            raise ValueError(
+                f"{model_dir}: its index names {missing}, which are not there. Download the checkpoint whole."
+            )
+        return files
+    if (model_dir / SINGLE_FILE).exists():
+        with safe_open(model_dir / SINGLE_FILE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), model_dir / SINGLE_FILE)
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in model_dir.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{model_dir}: weights are pickles ({pickles[0]}), which can run code when opened. Convert them once: "
+            "AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir) writes safetensors."
+        )
+    raise ValueError(
+        f"{model_dir}: neither {SINGLE_FILE} nor {INDEX_FILE} is there. Give the directory of a checkpoint."
+    )
+
+
+def _only_name(files: dict[str, Path], pattern: re.Pattern[str], model_dir: Path) -> str | None:
+    """The one matching tensor; of several, the one of the language model."""
+    names = [name for name in files if pattern.fullmatch(name)]
+    if len(names) > 1:
+        names = [name for name in names if re.search(r"(^|\.)(language_model|text_model)\.", name)] or names
+    if len(names) > 1:
+        raise ValueError(
+            f"{model_dir}: several tensors may be the table: {sorted(names)}. Use a model with one language part."
+        )
+    return names[0] if names else None
+
+
+def _tied_by_config(model_dir: Path) -> bool:
+    if not (model_dir / "config.json").exists():
+        raise ValueError(
+            f"{model_dir}: no config.json, so nobody knows if the tables are tied. Give a whole checkpoint."
+        )
+    return bool(AutoConfig.from_pretrained(model_dir).tie_word_embeddings)
+
+
+def _read(place: tuple[Path, str]) -> Tensor:
+    path, name = place
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def embeddings_of(model: PreTrainedModel) -> Embeddings:
+    """A copy of the model's tables as they are now, in their dtype and on their device."""
+    table, head = _table_modules(model)
+    output = None if head is None else head.weight.detach().clone()
+    return Embeddings(table.weight.detach().clone(), output)
+
+
+def set_embeddings_(model: PreTrainedModel, embeddings: Embeddings, *, dtype: torch.dtype | None = None) -> None:
+    """Puts the tables into the model and gives it their vocabulary; ties and `requires_grad` stay as they are.
+
+    The tables are cast to the dtype of the model's own, or to `dtype`, and moved to its device. They become new
+    parameters: make optimizers afterwards. No other weight is touched. ValueError where hidden size or tying differ.
+    """
+    table, head = _table_modules(model)
+    if embeddings.tied != (head is None):
+        has, gets = ("tied", "untied") if head is None else ("untied", "tied")
+        raise ValueError(
+            f"the model's tables are {has}, the given ones {gets}. Use tables of a model of the same family."
+        )
+    if embeddings.input.shape[1] != table.weight.shape[1]:
+        raise ValueError(
+            f"embeddings have hidden size {embeddings.input.shape[1]}, the model {table.weight.shape[1]}. "
+            "Use tables of a model of the same size."
+        )
+    rows = embeddings.input.shape[0]
+    table.weight, table.num_embeddings = _parameter(embeddings.input, table.weight, dtype), rows
+    # Only stops the gradient of one id, and that id is another token in the new vocabulary.
+    table.padding_idx = None
+    output: Any = model.get_output_embeddings()
+    if embeddings.output is None:
+        output.weight = table.weight
+    else:
+        output.weight = _parameter(embeddings.output, output.weight, dtype)
+    output.out_features = rows
+    _set_vocab_size_(model, rows)
+
+
+def _table_modules(model: PreTrainedModel) -> tuple[Any, Any]:
+    """Input module and output module of a model; the latter None when tied."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(model).__name__}: its embeddings are no plain tables. Use a causal language model.")
+    if head.bias is not None:
+        raise ValueError(
+            f"{type(model).__name__}: the head has a bias, which no rule carries over. Use a model without."
+        )
+    return table, None if head.weight is table.weight else head
+
+
+def _parameter(table: Tensor, old: Tensor, dtype: torch.dtype | None) -> nn.Parameter:
+    fresh = table.detach().to(old.device, dtype or old.dtype, copy=True).contiguous()
+    return nn.Parameter(fresh, requires_grad=old.requires_grad)
+
+
+def _set_vocab_size_(model: PreTrainedModel, rows: int) -> None:
+    """In the config, also where it nests the text model's, and in the modules that remember it."""
+    text_config = model.config.get_text_config()
+    old = text_config.vocab_size
+    configs: tuple[PretrainedConfig, ...] = (model.config, text_config)
+    for owner in (*configs, *model.modules()):
+        if getattr(owner, "vocab_size", None) == old:
+            owner.vocab_size = rows  # type: ignore[union-attr]
+
+
+def untrained_rows(table: Tensor) -> Tensor:
+    """Marks the rows that training never reached, [V] bool: reserved tokens, padding.
+
+    Two signs, both from row lengths against the median: next to nothing (below 1/1,000); or short (below 1/2) and all
+    of one length (within 2 %, most of the short rows, at least 8), as random rows are before training pulls them apart.
+    Rows that hide among trained ones of the same length are not found.
+    """
+    norms = torch.cat([block.to("cpu", torch.float64).norm(dim=1) for block in table.detach().split(8192)])
+    median = norms.median()
+    untrained = norms <= ZERO_NORM * median
+    short = (norms < SHORT_NORM * median) & ~untrained
+    if short.sum() >= SMALLEST_GROUP:
+        alike = short & ((norms / norms[short].median() - 1).abs() < SAME_NORM)
+        if alike.sum() >= max(SMALLEST_GROUP, int(short.sum()) / 2):
+            untrained |= alike
+    return untrained

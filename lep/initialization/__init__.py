@@ -1,0 +1,5 @@
+"""How the rows of a new vocabulary begin, one rule a file.
+
+Every rule takes a base table [V, D], the operator T and a generator, and gives the table of the new vocabulary
+[U, D] in float32; the caller casts once.
+"""

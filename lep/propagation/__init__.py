@@ -1,0 +1,89 @@
+"""Base is to adapted as instruct is to result: carrying trained tables of a new vocabulary into an instruct model.
+
+In: the tables of three models and the operator T. Out: the tables of the fourth, and diagnostics. The rules (swap,
+overlap, conversion, delta) are pure functions of one table each, one file a rule. Assumed: base and instruct are
+siblings, so the first V rows of their tables are the same tokens; the instruct model may have more.
+"""
+
+# V base vocabulary, U new vocabulary, D hidden
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lep.embeddings import Embeddings
+from lep.propagation.gram import untrained_in_either
+from lep.propagation.kept_rows import carry_rows
+from lep.vocabulary import SubtokenOperator
+
+Rule = Callable[[Tensor, Tensor, Tensor, SubtokenOperator], tuple[Tensor, dict]]  # adapted, base, instruct, T
+
+
+def propagate(
+    rule: Rule,
+    adapted: Embeddings,
+    base: Embeddings,
+    instruct: Embeddings,
+    operator: SubtokenOperator,
+    *,
+    kept_rows: Sequence[tuple[int, int]] = (),
+) -> tuple[Embeddings, dict]:
+    """The instruct model's tables on the new vocabulary, in the instruct model's dtype, and diagnostics by table.
+
+    Input and output go through the rule separately, once when tied. Rows of special tokens come from the instruct
+    model: `kept_rows` names (new id, instruct id) pairs, also beyond the U ids of the adapted vocabulary; specials of T
+    that it does not name take the row that T gives them. ValueError where shapes, ties or ids do not fit.
+    """
+    _check(adapted, base, instruct, operator, kept_rows)
+    result, diagnostics = {}, {}
+    kept = len(set(np.flatnonzero(operator.special).tolist()) | {new for new, _ in kept_rows})
+    for side in ("input",) if adapted.output is None else ("input", "output"):
+        tables = [getattr(embeddings, side) for embeddings in (adapted, base, instruct)]
+        moved, facts = rule(tables[0], tables[1], tables[2], operator)
+        result[side] = carry_rows(moved, tables[2], operator, kept_rows).to(tables[2].dtype)
+        diagnostics[side] = facts | drift(tables[1], tables[2], operator) | {"kept_rows": kept}
+    return Embeddings(**result), diagnostics
+
+
+def drift(base: Tensor, instruct: Tensor, operator: SubtokenOperator) -> dict:
+    """How far the tune moved: `|I - B| / |B|` (Frobenius) on the base's trained tokens, and how many are untrained."""
+    trained = ~torch.from_numpy(untrained_in_either(base, instruct, operator))
+    change = before = 0.0
+    for rows in trained.nonzero().squeeze(1).split(8192):
+        old, new = (table.detach()[rows.to(table.device)].to("cpu", torch.float64) for table in (base, instruct))
+        change, before = change + (new - old).square().sum().item(), before + old.square().sum().item()
+    return {"relative_drift": (change / before) ** 0.5, "untrained_rows": int((~trained).sum())}
+
+
+def _check(
+    adapted: Embeddings,
+    base: Embeddings,
+    instruct: Embeddings,
+    operator: SubtokenOperator,
+    kept_rows: Sequence[tuple[int, int]],
+) -> None:
+    models = {"adapted": adapted, "base": base, "instruct": instruct}
+    if len({embeddings.tied for embeddings in models.values()}) > 1:
+        tied = [name for name, embeddings in models.items() if embeddings.tied]
+        raise ValueError(
+            f"propagation: only {tied} have tied tables. Use three models of one family, all tied or all untied."
+        )
+    sizes = {name: embeddings.input.shape[1] for name, embeddings in models.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"propagation: hidden sizes differ: {sizes}. Use three models of one family.")
+    new, old = operator.weights.shape  # type: ignore[misc]
+    for name, needed in (("adapted", new), ("base", old), ("instruct", old)):
+        rows = models[name].input.shape[0]
+        if rows < needed:
+            raise ValueError(
+                f"propagation: the {name} tables have {rows} rows, but their tokenizer has {needed} ids. "
+                "Give tables and tokenizer of one model."
+            )
+    wrong = [pair for pair in kept_rows if not 0 <= pair[1] < instruct.input.shape[0] or pair[0] < 0]
+    if wrong:
+        raise ValueError(
+            f"propagation: kept row {wrong[0]} (new id, instruct id) lies outside the instruct model's "
+            f"{instruct.input.shape[0]} rows. Give the instruct model's own tokenizer."
+        )

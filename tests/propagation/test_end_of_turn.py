@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.testing import assert_close
+
+from lep.propagation.end_of_turn import margins, restore_end_of_turn, shortest_change
+
+TOKEN, HIDDEN, VOCABULARY = 3, 24, 40
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def broken_model(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """States at ends and elsewhere, an output table that wins at the ends, one whose rival then overtook, and margins.
+
+    Ends share a direction, which the token's row reads; the rival's row has grown along it.
+    """
+    mark = normal(HIDDEN, seed=seed)
+    mark /= mark.norm()
+    ends, others = 0.3 * normal(30, HIDDEN, seed=seed + 1) + 2 * mark, 0.3 * normal(200, HIDDEN, seed=seed + 2)
+    before = normal(VOCABULARY, HIDDEN, seed=seed + 3)
+    before -= before @ mark[:, None] * mark
+    before[TOKEN] = 4 * mark
+    after = before.clone()
+    after[TOKEN + 1] += 5 * mark
+    return ends, others, before, after, margins(ends, before, TOKEN)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_a_token_that_lost_its_ends_wins_them_back_and_nothing_else(seed):
+    ends, others, _, after, original = broken_model(seed)
+    lost = margins(ends, after, TOKEN) <= 0
+    row, report = restore_end_of_turn(ends, others, after, token=TOKEN, original_margins=original)
+    table = after.clone()
+    table[TOKEN] = row
+    now = margins(ends, table, TOKEN)
+    assert report["won_before"] < report["won_in_original"] <= report["won_after"] == (now > 0).double().mean()
+    assert (now[lost] > 0.9 * original[lost]).all()
+    assert torch.equal((others @ table.T).argmax(dim=1), (others @ after.T).argmax(dim=1))
+    assert report["changed"] and report["wrongly_won_after"] == report["wrongly_won_before"]
+    assert report["relative_change"] == pytest.approx(((row - after[TOKEN]).norm() / after[TOKEN].norm()).item())
+
+
+def test_nothing_changes_where_it_wins_as_often_as_in_the_original():
+    ends, others, before, _, original = broken_model()
+    row, report = restore_end_of_turn(ends, others, before, token=TOKEN, original_margins=original)
+    assert torch.equal(row, before[TOKEN]) and not report["changed"]
+    # Smaller margins that still win, or ends that the original lost as well, are no reason either.
+    weaker = before.clone()
+    weaker[TOKEN] *= 0.9
+    row, report = restore_end_of_turn(ends, others, weaker, token=TOKEN, original_margins=original)
+    assert torch.equal(row, weaker[TOKEN]) and "as often" in report["unchanged_because"]
+    never = torch.full_like(original, -1.0)
+    assert not restore_end_of_turn(ends, others, -before, token=TOKEN, original_margins=never)[1]["changed"]
+
+
+def test_a_tied_model_is_left_alone_and_the_report_says_so():
+    ends, others, _, after, original = broken_model()
+    row, report = restore_end_of_turn(ends, others, after, token=TOKEN, original_margins=original, tied=True)
+    assert torch.equal(row, after[TOKEN])
+    assert "tied" in report["unchanged_because"] and report["won_after"] == report["won_before"] < 1
+
+
+def test_where_ends_and_other_positions_are_the_same_states_the_others_are_obeyed():
+    ends, _, _, after, original = broken_model()
+    row, report = restore_end_of_turn(ends, ends.clone(), after, token=TOKEN, original_margins=original)
+    assert report["wrongly_won_after"] == report["wrongly_won_before"]
+    assert row.isfinite().all() and report["relative_change"] < 1
+
+
+def test_the_row_comes_in_the_tables_dtype_and_the_report_is_of_that_row():
+    ends, others, _, after, original = broken_model()
+    row, report = restore_end_of_turn(ends, others, after.bfloat16(), token=TOKEN, original_margins=original)
+    assert row.dtype is torch.bfloat16 and report["won_after"] == 1
+
+
+def test_each_end_needs_its_margin():
+    ends, others, _, after, original = broken_model()
+    with pytest.raises(ValueError, match="29 original margins"):
+        restore_end_of_turn(ends, others, after, token=TOKEN, original_margins=original[1:])
+
+
+def test_no_positions_are_no_reason():
+    nothing = torch.empty(0, HIDDEN)
+    row, report = restore_end_of_turn(
+        nothing, nothing, normal(VOCABULARY, HIDDEN, seed=0), token=TOKEN, original_margins=torch.empty(0)
+    )
+    assert not report["changed"] and report["won_after"] is None
+
+
+def test_margins_are_those_of_the_whole_logits():
+    hidden, output = normal(600, 5, seed=0), normal(9, 5, seed=1)
+    logits = hidden @ output.T
+    rivals = logits[:, [i for i in range(9) if i != TOKEN]].max(dim=1).values
+    assert_close(margins(hidden, output, TOKEN), logits[:, TOKEN] - rivals)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_the_change_is_the_shortest_there_is(seed):
+    ends, others = normal(4, 8, seed=seed), normal(3, 8, seed=seed + 1)
+    needs, room = normal(4, seed=seed + 2), normal(3, seed=seed + 3).abs()
+    limits = [
+        {"type": "ineq", "fun": lambda d: (ends @ torch.from_numpy(d) - needs).numpy()},
+        {"type": "ineq", "fun": lambda d: (room - others @ torch.from_numpy(d)).numpy()},
+    ]
+    slow = minimize(lambda d: d @ d, np.zeros(8), jac=lambda d: 2 * d, constraints=limits, method="SLSQP", tol=1e-12)
+    found = shortest_change(ends, needs, others, room)
+    # The ridge leaves up to some thousandths of a need unmet, and is a little shorter for it.
+    assert_close(found.norm().item(), slow.fun**0.5, rtol=0.03, atol=1e-6)
+    assert (others @ found <= room + 1e-2).all()

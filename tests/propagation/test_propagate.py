@@ -1,0 +1,97 @@
+from functools import partial
+
+import pytest
+import torch
+from pico_models import FAMILIES, identity_operator, pico_model, random_operator
+from torch import Tensor
+from torch.testing import assert_close
+
+from lep.embeddings import Embeddings, embeddings_of, set_embeddings_
+from lep.propagation import propagate
+from lep.propagation.conversion import conversion
+from lep.propagation.delta import delta
+from lep.propagation.overlap import overlap
+from lep.propagation.swap import swap
+
+RULES = [swap, delta, partial(overlap, ridge=1e-3), partial(conversion, ridge=1e-3)]
+
+
+def tables(rows: int, *, seed: int, tied: bool = False, hidden: int = 8) -> Embeddings:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.randn(rows, hidden, generator=generator)
+
+    return Embeddings(draw(), None if tied else draw())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_input_and_output_go_through_the_rule_separately_and_once_when_tied(rule, tied):
+    operator = random_operator(60, 40, shared=30)
+    given = [tables(rows, seed=seed, tied=tied) for seed, rows in enumerate((60, 40, 40))]
+    result, diagnostics = propagate(rule, *given, operator)
+    assert_close(result.input, rule(*(model.input for model in given), operator)[0])
+    assert set(diagnostics) == ({"input"} if tied else {"input", "output"})
+    assert result.tied is tied
+    if result.output is not None:
+        assert_close(result.output, rule(*(model.output for model in given), operator)[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_special_rows_are_the_instruct_models_bit_for_bit(rule):
+    operator = random_operator(60, 40, shared=30, specials=4)
+    given = [tables(rows, seed=seed).map(Tensor.bfloat16) for seed, rows in enumerate((60, 40, 42))]
+    # The instruct model has two tokens more, at 40 and 41; the new vocabulary takes one as 60, and 2 is its 3.
+    result, diagnostics = propagate(rule, *given, operator, kept_rows=[(60, 41), (2, 3)])
+    assert result.input.shape == (61, 8) and result.input.dtype is torch.bfloat16
+    for table, instruct in ((result.input, given[2].input), (result.output, given[2].output)):
+        assert torch.equal(table[[0, 1, 2, 3, 60]], instruct[[0, 1, 3, 3, 41]])
+    assert diagnostics["input"]["kept_rows"] == 5
+
+
+def test_instruct_equal_to_base_gives_the_adapted_tables_under_every_rule():
+    operator = random_operator(60, 40, shared=30)
+    adapted, base = tables(60, seed=0), tables(40, seed=1)
+    for rule in RULES:
+        result, diagnostics = propagate(rule, adapted, base, base, operator)
+        assert_close(result.input, adapted.input)
+        assert_close(result.output, adapted.output)
+        assert diagnostics["output"]["relative_drift"] == 0
+
+
+def test_drift_is_the_relative_change_of_trained_rows():
+    base = tables(40, seed=1, tied=True)
+    instruct = Embeddings(base.input * 1.25)
+    base.input[7] = 0
+    _, diagnostics = propagate(swap, base, base, instruct, identity_operator(40))
+    assert diagnostics["input"]["relative_drift"] == pytest.approx(0.25)
+    assert diagnostics["input"]["untrained_rows"] == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_nothing_adapted_gives_the_instruct_model_in_every_family(family, tied):
+    """base : adapted = instruct : result, with an adapted model that is the base: its logits come out."""
+    base, instruct = (pico_model(family, tied=tied, seed=seed) for seed in (0, 1))
+    ids = torch.arange(60)[None]
+    expected = instruct(input_ids=ids).logits
+    before = embeddings_of(base)
+    result, _ = propagate(delta, before, before, embeddings_of(instruct), identity_operator(60, specials=3))
+    set_embeddings_(instruct, result)
+    assert_close(instruct(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "message"),
+    [
+        ((tables(60, seed=0, tied=True), tables(40, seed=1), tables(40, seed=2)), [], r"only \['adapted'\] have tied"),
+        ((tables(60, seed=0), tables(40, seed=1), tables(40, seed=2, hidden=4)), [], "hidden sizes differ"),
+        ((tables(59, seed=0), tables(40, seed=1), tables(40, seed=2)), [], "adapted tables have 59 rows"),
+        ((tables(60, seed=0), tables(40, seed=1), tables(39, seed=2)), [], "instruct tables have 39 rows"),
+        ((tables(60, seed=0), tables(40, seed=1), tables(40, seed=2)), [(60, 40)], "outside the instruct"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(given, kept, message):
+    with pytest.raises(ValueError, match=message):
+        propagate(swap, *given, random_operator(60, 40), kept_rows=kept)
