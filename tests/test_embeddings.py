@@ -71,10 +71,10 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_the_language_part_of_a_multimodal_checkpoint_is_found(tmp_path, prefix):
-    table, other = torch.randn(7, 4), torch.randn(3, 4)
+    table, other = torch.randn(7, 8), torch.randn(3, 8)
     names = {f"{prefix}embed_tokens.weight": table, "model.audio_tower.embed_tokens.weight": other}
     save_file(names, tmp_path / "model.safetensors")
-    text = {"model_type": "gemma3_text", "vocab_size": 7, "hidden_size": 4}
+    text = {"model_type": "gemma3_text", "vocab_size": 7, "hidden_size": 8}
     config = {"model_type": "gemma3", "text_config": text, "vision_config": {"model_type": "siglip_vision_model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert_same(read_embeddings(tmp_path), Embeddings(table))
