@@ -10,7 +10,7 @@ from lep.corpus.documents import Document, Source
 from lep.corpus.filters import CorpusFilters
 from lep.corpus.hub import Hub, HubDataset
 from lep.corpus.packing import PackedBlocks, pack
-from lep.corpus.prepare import HeldOut, PreparedCorpus, prepare
+from lep.corpus.preparing import HeldOut, PreparedCorpus, prepare
 from lep.corpus.text_files import TextFiles
 
 __all__ = [

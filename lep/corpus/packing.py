@@ -16,7 +16,7 @@ import numpy as np
 
 from lep.corpus.paragraphs import admissible_starts, paragraph_levels
 from lep.corpus.parallel import available_cores, batched, ordered_map
-from lep.corpus.prepare import PreparedCorpus
+from lep.corpus.preparing import PreparedCorpus
 from lep.corpus.progress import document_progress
 
 SUMMARY = "packed.json"

@@ -302,6 +302,10 @@ class PreparedCorpus:
         """Texts that were never trained on, by tokenizer or model; in random but fixed order."""
         return list(_texts(self.directory / "held_out" / f"{self._known(language)}.jsonl"))
 
+    def all_held_out(self) -> dict[str, list[str]]:
+        """The held-out texts of every language."""
+        return {language: self.held_out(language) for language in self.languages}
+
     def _known(self, language: str) -> str:
         if language not in self.languages:
             raise ValueError(f"the corpus in {self.directory} has no language {language!r}; it has {self.languages}.")
