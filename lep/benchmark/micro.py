@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lep.assets.microworld import Item
+from lep.assets.microworld import Item, benchmark_items
 from lep.benchmark.metrics import exact_match, length_ratio, mean_and_stderr, paired_difference
 from lep.benchmark.scoring import (
     Generation,
@@ -70,6 +70,20 @@ class MicroResult:
     records: list[Record]
 
 
+@dataclass(frozen=True)
+class MicroBenchmark:
+    """The suite as a config names it: `items_per_task` items of each task and language, drawn by `seed`."""
+
+    items_per_task: int = 200
+    seed: int = 0
+
+    def __call__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
+    ) -> MicroResult:
+        items = benchmark_items(seed=self.seed, items_per_task=self.items_per_task)
+        return run_micro(model, tokenizer, items, progress=progress)
+
+
 def run_micro(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], *, progress: str | None = None
 ) -> MicroResult:
@@ -113,6 +127,29 @@ def compare(
         {"task": key, "a": a, "b": b, **asdict(_difference(grouped[a][key], grouped[b][key], seed))}
         for a, b in combinations(grouped, 2)
         for key in grouped[a]
+    ]
+
+
+def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> list[dict[str, Any]]:
+    """The first items of every task with what each model answered, for people to read.
+
+    records: of each model, on the same items in the same order.
+    """
+    grouped = {name: group_by_key(rows) for name, rows in records.items()}
+    first = next(iter(grouped.values()), {})
+    return [
+        {
+            "task": item.task,
+            "language": item.language,
+            "prompt": item.prompt,
+            "expected": item.expected,
+            "answers": [
+                {"model": name, "answer": groups[key][i].answer, "right": groups[key][i].right}
+                for name, groups in grouped.items()
+            ],
+        }
+        for key, group in first.items()
+        for i, item in enumerate(group[:per_task])
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.assets.microworld import Item
-from lep.benchmark.micro import STOPS, Record, compare, read_records, run_micro, summarise, write_records
+from lep.benchmark.micro import STOPS, Record, compare, read_records, run_micro, samples, summarise, write_records
 from lep.benchmark.scoring import end_of_turn, end_tokens, generate, render_chat
 
 
@@ -123,3 +123,13 @@ def test_comparisons_are_of_every_pair_but_the_baselines() -> None:
 def test_one_item_has_no_standard_error() -> None:
     score = summarise([record("questions", True)]).scores["questions/ru"]
     assert score.value == 1 and math.isnan(score.stderr) and score.n == 1
+
+
+def test_samples_hold_what_each_model_said_to_the_first_items_of_a_task() -> None:
+    asked = [record("questions", True, prompt="1"), record("questions", True, prompt="2"), record("copying", True)]
+    found = samples({"original": asked, "swap": [replace(r, right=False, answer="b") for r in asked]})
+    assert [(s["task"], s["prompt"]) for s in found] == [("questions", "1"), ("copying", "p")]
+    assert found[0]["answers"] == [
+        {"model": "original", "answer": "a", "right": True},
+        {"model": "swap", "answer": "b", "right": False},
+    ]

@@ -1,0 +1,382 @@
+"""What people read of a run: the table on the terminal and the page in the browser, both from its record alone.
+
+Comes in: a `Result`, whose free-form sections hold plain data (the keys read are named where they are read). Goes out:
+a rich table, and one HTML file that needs no network. A section that the record does not have is left out.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from lep.results import Result, Row, Score
+
+LANGUAGES = {"ru": "Russian", "en": "English"}
+STOPS = {
+    "end of turn": "end-of-turn token",
+    "other end token": "another end token",
+    "newline": "new line instead",
+    "never": "never (out of budget)",
+}
+DIAGNOSTICS = {
+    "rows": "rows used",
+    "held_out_rows": "rows held out",
+    "held_out_r2": "held-out R²",
+    "held_out_r2_of_change": "held-out R² of the change",
+    "condition_number": "condition number",
+    "ridge": "ridge",
+    "ridge_added": "ridge added to the diagonal",
+    "map_change": "map's distance from 1",
+    "relative_drift": "instruct's drift from the base",
+    "relative_addition": "size of what is added",
+    "kept_rows": "rows kept from instruct",
+}
+END_OF_TURN = {
+    "won_in_original": "wins in the original",
+    "won_before": "wins after propagation",
+    "won_after": "wins after the repair",
+    "wrongly_won_before": "wins inside answers, before",
+    "wrongly_won_after": "wins inside answers, after",
+    "relative_change": "change of its row",
+}
+# Of the drawing, in its own units; it is scaled to the page.
+CHART_WIDTH, CHART_HEIGHT = 640, 260
+CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
+
+
+def terminal_table(result: Result) -> Group:
+    """Tables for a terminal of 100 columns, a line a model: one of scores for each language, one of text measures."""
+    scored = [language for language in languages(result) if tasks(result, language)]
+    tables = [_terminal_scores(result, language) for language in scored]
+    if any(row.characters_per_token or row.bits_per_byte for row in result.rows):
+        tables.append(_terminal_measures(result))
+    return Group(*(part for table in tables for part in (table, "")))
+
+
+def write_report(result: Result, path: Path, *, configuration: str = "") -> None:
+    """Write the page. configuration: the run's resolved YAML, shown as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_report(result, configuration=configuration), encoding="utf-8")
+
+
+def render_report(result: Result, *, configuration: str = "") -> str:
+    """The page as HTML. Everything from the record is escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "percent": percent, "language": language_name}
+    source = files("lep").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    comparisons = list(getattr(result, "comparisons", ()))
+    return environment.from_string(source).render(
+        result=result,
+        configuration=configuration,
+        languages=languages(result),
+        score_tables=[_score_table(result, language) for language in languages(result)],
+        highlights=_highlights(result),
+        text_rows=[
+            row for row in result.rows if row.bits_per_byte or row.characters_per_token or "speed" in row.details
+        ],
+        verdict=verdict(comparisons),
+        comparisons=sorted(comparisons, key=lambda c: (not _beyond_noise(c), -abs(c["difference"]))),
+        beyond_noise=_beyond_noise,
+        charts=_charts(result.training.get("curve", [])),
+        stops=_stops(result.rows),
+        stop_names=STOPS,
+        diagnostics=_diagnostics(result.propagation),
+        turn_ends=_turn_ends(result.propagation),
+        facts={
+            "Corpus": facts(result.corpus),
+            "Training": facts({k: v for k, v in result.training.items() if k != "curve"}),
+            "Artifacts": facts(result.artifacts),
+            "Seconds": facts(result.timings),
+            "Environment": facts(result.environment),
+        },
+    )
+
+
+def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the rules differ beyond the noise and where not, in sentences, from paired 95 % intervals over items.
+
+    comparisons: dicts {task: "task/language", a, b, difference, low, high, n}, shares, difference = a minus b.
+    """
+    if not comparisons:
+        return []
+    tasks = list(dict.fromkeys(c["task"] for c in comparisons))
+    names = list(dict.fromkeys(name for c in comparisons for name in (c["a"], c["b"])))
+    apart = sorted(filter(_beyond_noise, comparisons), key=lambda c: -abs(c["difference"]))
+    sentences = [_difference_sentence(c) for c in apart]
+    level = [task for task in tasks if task not in {c["task"] for c in apart}]
+    if level:
+        which = (
+            "On every task" if not apart else f"On the other {_count(level, 'task')} ({_listed(map(task_name, level))})"
+        )
+        sentences.append(f"{which} {_listed(names)} do not differ beyond the noise.")
+    widest = max(comparisons, key=lambda c: c["high"] - c["low"])
+    sentences.append(
+        f"The intervals reach up to ±{_points((widest['high'] - widest['low']) / 2)} points, so smaller differences "
+        f"can be there unseen; and of the {_count(comparisons, 'comparison')} one in twenty would leave the noise by "
+        "chance alone."
+    )
+    return sentences
+
+
+def languages(result: Result) -> list[str]:
+    """Languages of the scores and text measures, in order of appearance, Russian first if it is there."""
+    found = [key.rpartition("/")[2] for row in result.rows for key in row.scores]
+    found += [language for row in result.rows for language in (*row.characters_per_token, *row.bits_per_byte)]
+    return sorted(dict.fromkeys(found), key=lambda language: language != "ru")
+
+
+def tasks(result: Result, language: str) -> list[str]:
+    """Tasks that any model was scored on in this language, in order of appearance."""
+    keys = [key.rpartition("/") for row in result.rows for key in row.scores]
+    return list(dict.fromkeys(task for task, _, of in keys if of == language))
+
+
+def task_name(key: str) -> str:
+    task, _, language = key.rpartition("/")
+    return f"“{task}” in {language_name(language)}"
+
+
+def language_name(code: str) -> str:
+    return LANGUAGES.get(code, code)
+
+
+def facts(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Name and value of every plain entry of a nested section; long lists are counted instead of shown."""
+    found: list[tuple[str, str]] = []
+    for key, value in section.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            found += facts(value, f"{name} · ")
+        elif isinstance(value, (list, tuple)):
+            short = len(value) <= 6 and all(isinstance(item, (str, int, float)) for item in value)
+            found.append((name, ", ".join(map(number, value)) if short else _count(value, "entry")))
+        else:
+            found.append((name, number(value)))
+    return found
+
+
+def number(value: Any) -> str:
+    """A value for people: four significant digits, thousands apart, yes and no for truth values, a dash for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) or (isinstance(value, float) and 10_000 <= abs(value) < 1e9):
+        return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _terminal_scores(result: Result, language: str) -> Table:
+    table = _terminal_lines(f"{language_name(language)}: percent right ± standard error")
+    columns = tasks(result, language)
+    for task in columns:
+        # On a narrow terminal the words of the header break, never a number.
+        table.add_column(task, justify="right", min_width=8, overflow="fold")
+    for row in result.rows:
+        scores = [_terminal_score(row.scores.get(f"{task}/{language}")) for task in columns]
+        table.add_row(row.name, *scores, style="bold" if row.name == "original" else None)
+    return table
+
+
+def _terminal_measures(result: Result) -> Table:
+    table = _terminal_lines("Held-out text")
+    for measure in ("characters a token", "bits a byte"):
+        for language in languages(result):
+            table.add_column(f"{measure}, {language_name(language)}", justify="right", max_width=18)
+    for row in result.rows:
+        characters = [row.characters_per_token.get(language) for language in languages(result)]
+        bits = [row.bits_per_byte.get(language) for language in languages(result)]
+        table.add_row(
+            row.name,
+            *("–" if value is None else f"{value:.2f}" for value in characters),
+            *("–" if score is None else f"{score.value:.3f}" for score in bits),
+            style="bold" if row.name == "original" else None,
+        )
+    return table
+
+
+def _terminal_lines(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.padding = 0
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _terminal_score(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    value = percent(score.value).replace("100.0", "100")
+    return value if math.isnan(score.stderr) else f"{value}±{percent(score.stderr)}"
+
+
+def _score_table(result: Result, language: str) -> dict[str, Any]:
+    names = tasks(result, language)
+    counts = {
+        task: {row.scores[key].n for row in result.rows if (key := f"{task}/{language}") in row.scores}
+        for task in names
+    }
+    return {
+        "language": language,
+        "tasks": [{"name": task, "n": ", ".join(map(str, sorted(counts[task])))} for task in names],
+        "rows": [
+            {"name": row.name, "scores": [row.scores.get(f"{task}/{language}") for task in names]}
+            for row in result.rows
+        ],
+    }
+
+
+def _highlights(result: Result) -> list[dict[str, str]]:
+    """The vocabulary's gain at a glance: characters a token, first model against last, in each language."""
+    rows = [row for row in result.rows if row.characters_per_token]
+    if len(rows) < 2:
+        return []
+    first, last = rows[0].characters_per_token, rows[-1].characters_per_token
+    return [
+        {
+            "label": f"characters a token, {language_name(language)}",
+            "before": f"{first[language]:.2f}",
+            "after": f"{last[language]:.2f}",
+        }
+        for language in languages(result)
+        if language in first and language in last
+    ]
+
+
+def _beyond_noise(comparison: Mapping[str, Any]) -> bool:
+    return comparison["low"] > 0 or comparison["high"] < 0
+
+
+def _difference_sentence(comparison: Mapping[str, Any]) -> str:
+    sign = 1 if comparison["difference"] > 0 else -1
+    better, worse = (comparison["a"], comparison["b"])[::sign]
+    low, high = sorted((sign * comparison["low"], sign * comparison["high"]))
+    return (
+        f"On {task_name(comparison['task'])}, {better} is better than {worse} by "
+        f"{_points(abs(comparison['difference']))} points (95 % interval {_points(low)} to {_points(high)}, "
+        f"n\u00a0=\u00a0{comparison['n']})."
+    )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _count(things: Sequence[Any], noun: str) -> str:
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{len(things)} {noun if len(things) == 1 else plural}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _stops(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How each model's written answers ended, over all tasks: from details[task/language]["stopped"], shares."""
+    found = []
+    for row in rows:
+        parts = [
+            (row.scores[key].n, detail["stopped"])
+            for key, detail in row.details.items()
+            if key in row.scores and isinstance(detail, Mapping) and "stopped" in detail
+        ]
+        if total := sum(n for n, _ in parts):
+            shares = {stop: sum(n * stopped.get(stop, 0) for n, stopped in parts) / total for stop in STOPS}
+            found.append({"name": row.name, "shares": shares, "n": total})
+    return found
+
+
+def _diagnostics(propagation: Mapping[str, Any]) -> dict[str, Any]:
+    """propagation[rule]["input" | "output"] = {name: number}: a line a rule and table, a column a number."""
+    lines = [
+        {"rule": rule, "table": table, "values": values}
+        for rule, tables in propagation.items()
+        for table, values in tables.items()
+        if table in ("input", "output")
+    ]
+    keys = dict.fromkeys(key for line in lines for key in line["values"])
+    known = [key for key in DIAGNOSTICS if key in keys]
+    return {"lines": lines, "columns": {key: DIAGNOSTICS.get(key, key.replace("_", " ")) for key in [*known, *keys]}}
+
+
+def _turn_ends(propagation: Mapping[str, Any]) -> dict[str, Any]:
+    """propagation[rule]["end of turn"]: what became of the token that ends an answer, and of its repair."""
+    lines = [{"rule": rule, "values": of["end of turn"]} for rule, of in propagation.items() if of.get("end of turn")]
+    return {"lines": lines, "columns": END_OF_TURN}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart ready to be drawn: places in drawing units, labels as text."""
+
+    title: str
+    lines: list[dict[str, str]]  # name, points, last
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    width: int = CHART_WIDTH
+    height: int = CHART_HEIGHT
+    left: int = CHART_LEFT
+    right: int = CHART_WIDTH - CHART_RIGHT
+    bottom: int = CHART_HEIGHT - CHART_BOTTOM
+
+
+def _charts(curve: Sequence[Mapping[str, float]]) -> list[Chart]:
+    """From training["curve"]: rows {step, "train/loss"} and {step, "val/bits_per_byte/LANGUAGE"}."""
+    loss = [(row["step"], row["train/loss"]) for row in curve if row.get("train/loss") is not None]
+    bits: dict[str, list[tuple[float, float]]] = {}
+    for row in curve:
+        for key, value in row.items():
+            if key.startswith("val/bits_per_byte/") and value is not None:
+                bits.setdefault(language_name(key.rpartition("/")[2]), []).append((row["step"], value))
+    charts = [("Training loss (nats a token)", {"loss": loss}), ("Bits per byte on held-out text", bits)]
+    return [line_chart(title, lines) for title, lines in charts if any(len(points) > 1 for points in lines.values())]
+
+
+def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    """Scale the lines' (x, y) points into one drawing, with round ticks that span them."""
+    x_values = [x for points in lines.values() for x, _ in points]
+    y_values = [y for points in lines.values() for _, y in points]
+    x_ticks, y_ticks = _round_ticks(min(x_values), max(x_values), 6), _round_ticks(min(y_values), max(y_values), 4)
+    x_span, y_span = (min(x_values), max(x_values)), (min(y_ticks[0], min(y_values)), max(y_ticks[-1], max(y_values)))
+
+    def place(value: float, span: tuple[float, float], start: float, end: float) -> float:
+        share = (value - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 0.5
+        return round(start + share * (end - start), 1)
+
+    def x(value: float) -> float:
+        return place(value, x_span, CHART_LEFT, CHART_WIDTH - CHART_RIGHT)
+
+    def y(value: float) -> float:
+        return place(value, y_span, CHART_HEIGHT - CHART_BOTTOM, CHART_TOP)
+
+    drawn = [
+        {"name": name, "points": " ".join(f"{x(a)},{y(b)}" for a, b in points), "last": f"{points[-1][1]:.3f}"}
+        for name, points in lines.items()
+        if points
+    ]
+    return Chart(
+        title,
+        drawn,
+        [(x(tick), number(round(tick, 6))) for tick in x_ticks if x_span[0] <= tick <= x_span[1]],
+        [(y(tick), f"{tick:g}") for tick in y_ticks],
+    )
+
+
+def _round_ticks(low: float, high: float, count: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from at most `low` to at least `high`, about `count` of them."""
+    span = high - low or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / count))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]

@@ -1,0 +1,212 @@
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from lep.report import _round_ticks, facts, line_chart, number, render_report, terminal_table, verdict, write_report
+from lep.results import Result, Row, Score
+
+TASKS = ("questions", "copying", "translation", "facts, seen", "facts ranked, seen", "facts, recalled", "agreement")
+HOSTILE = "<script>alert('&')</script>"
+
+
+def row(name: str, share: float) -> Row:
+    keys = [f"{task}/{language}" for language in ("en", "ru") for task in TASKS]
+    stopped = {"end of turn": 0.75, "other end token": 0.0, "newline": 0.25, "never": 0.0}
+    return Row(
+        name,
+        {key: Score(share, 0.021, 200) for key in keys},
+        {"ru": 4.02, "en": 3.61},
+        {"ru": Score(0.47, 0.01, 120), "en": Score(0.41, float("nan"), 1)},
+        {"questions/ru": {"stopped": stopped}, "copying/ru": {"stopped": stopped, "length_ratio": 0.9}, "seconds": 7.0},
+    )
+
+
+def vocabulary(size: int, characters: float) -> dict[str, Any]:
+    cost = {"characters_per_token": characters, "tokens_per_word": 6 / characters}
+    return {"size": size, "unreachable_tokens": 0, "share_used": 0.98, "languages": {"ru": cost}}
+
+
+@pytest.fixture
+def result() -> Result:
+    fit = {"rows": 1093, "held_out_r2": 0.9981, "condition_number": 7321.5, "ridge": 0.001, "relative_drift": 0.069}
+    turn = {"changed": True, "unchanged_because": None, "won_before": 0.66, "won_after": 0.98}
+    curve = [{"step": s, "train/loss": 5 - s / 40} for s in range(10, 101, 10)]
+    curve += [{"step": s, "val/bits_per_byte/ru": 1 - s / 200, "val/bits_per_byte": 0.6} for s in (50, 100)]
+    return Result(
+        study="demo",
+        run="tokenizer=extension",
+        choices={"tokenizer": "extension"},
+        seed=3,
+        rows=[row("original", 0.951), row("swap", 0.702)],
+        corpus={"documents": {"train": 12000}},
+        tokenizer={
+            "before": vocabulary(1100, 2.47),
+            "after": vocabulary(1900, 4.02),
+            "examples": [{"language": "ru", "before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}],
+        },
+        training={"curve": curve, "tokens_per_second": 7160.2},
+        propagation={"overlap": {"input": fit, "output": {**fit, "novel_number": 17}, "end of turn": turn}},
+        samples=[
+            {
+                "task": "questions",
+                "language": "ru",
+                "prompt": "Что нашёл Фёдор?",
+                "expected": "Альбом.",
+                "answers": [{"model": "swap", "answer": HOSTILE, "right": False}],
+            }
+        ],
+    )
+
+
+def difference(task: str, value: float, *, half: float = 0.02) -> dict[str, Any]:
+    interval = {"difference": value, "low": value - half, "high": value + half}
+    return {"task": task, "a": "swap", "b": "delta", **interval, "n": 200}
+
+
+class _Balance(HTMLParser):
+    """Fails where an element is closed that is not open."""
+
+    VOID = {"meta", "br", "wbr", "line", "polyline"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_asks_nothing_of_the_network(result: Result, tmp_path: Path) -> None:
+    write_report(result, tmp_path / "run" / "report.html", configuration="seed: 3 # <me>")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    balance = _Balance()
+    balance.feed(page)
+    assert not balance.open
+    for address in ("http:", "https:", "//", "src=", "@import", "url("):
+        assert address not in page
+    for text in (
+        "95.1",
+        "±2.1",
+        "2.47",
+        "4.02",
+        "Надя",
+        "condition number",
+        "7322",
+        "novel number",
+        "seed: 3 # &lt;me&gt;",
+    ):
+        assert text in page
+
+
+def test_what_models_wrote_stays_text(result: Result) -> None:
+    page = render_report(result)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 2
+
+
+def test_sections_without_data_are_left_out(result: Result) -> None:
+    sections = {
+        "scores": {"rows": []},
+        "vocabulary": {"tokenizer": {}},
+        "training": {"training": {}},
+        "propagation": {"propagation": {}},
+        "samples": {"samples": []},
+    }
+    assert all(f'id="{section}"' in render_report(result) for section in sections)
+    for section, without in sections.items():
+        assert f'id="{section}"' not in render_report(replace(result, **without))
+    empty = render_report(Result("study", "run", {}, 0, []))
+    assert "<section" not in empty and "study" in empty
+
+
+def test_stopping_is_counted_over_all_written_answers(result: Result) -> None:
+    page = render_report(result)
+    assert 'id="stopping"' in page and "400" in page and "75.0" in page
+    assert "wins after the repair" in page and "98.0" in page
+
+
+def test_a_model_without_tasks_still_has_its_text_measures() -> None:
+    """A run on real models: no micro benchmark, speed of generation, a continued text."""
+    speed = {"characters_per_second": 312.5, "tokens_per_second": 70.25}
+    rows = [
+        Row("original", {}, {"ru": 2.1}, {}, {"speed": speed}),
+        Row("swap", {}, {"ru": 4.4}, {"ru": Score(1.1, 0.01, 9)}),
+    ]
+    samples = [{"prompt": "Однажды", "answers": [{"model": "swap", "answer": "утром"}]}]
+    page = render_report(Result("real", "run", {}, 0, rows, samples=samples))
+    assert "312.5" in page and "Однажды" in page and 'id="scores"' not in page
+    assert "right</span>" not in page
+
+
+def test_the_terminal_shows_every_number_in_a_hundred_columns(result: Result) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal_table(result))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("95.1±2.1") == 14 and text.count("4.02") == 2 and "0.470" in text
+    assert "…" not in text
+    assert text.index("Russian") < text.index("English")
+
+
+def test_the_verdict_names_what_differs_and_what_does_not() -> None:
+    sentences = verdict([difference("translation/ru", -0.052), difference("copying/ru", 0.004)])
+    assert sentences[0].startswith(
+        "On “translation” in Russian, delta is better than swap by 5.2 points (95 % interval 3.2 to 7.2"
+    )
+    assert sentences[1] == "On the other 1 task (“copying” in Russian) swap and delta do not differ beyond the noise."
+    assert "±2.0 points" in sentences[-1]
+
+
+def test_without_a_difference_the_verdict_says_so() -> None:
+    sentences = verdict([difference("translation/ru", -0.01), difference("copying/en", 0.004)])
+    assert sentences[0] == "On every task swap and delta do not differ beyond the noise."
+    assert verdict([]) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=st.floats(-1e6, 1e6), b=st.floats(-1e6, 1e6), count=st.integers(2, 8))
+def test_ticks_span_the_values_evenly(a: float, b: float, count: int) -> None:
+    low, high = min(a, b), max(a, b)
+    ticks = _round_ticks(low, high, count)
+    slack = 1e-6 * max(1.0, abs(low), abs(high))
+    assert ticks[0] <= low + slack and ticks[-1] >= high - slack
+    assert 2 <= len(ticks) <= count + 3
+
+
+def test_a_chart_stays_inside_its_frame_even_for_one_constant_line() -> None:
+    for lines in ({"loss": [(1.0, 2.0), (2.0, 2.0)]}, {"a": [(0, 1.5), (100, 0.25)], "b": [(50, 3)]}):
+        chart = line_chart("title", lines)
+        for line in chart.lines:
+            for point in line["points"].split():
+                x, y = map(float, point.split(","))
+                assert chart.left <= x <= chart.right and 0 <= y <= chart.bottom
+
+
+def test_numbers_and_facts_are_for_people() -> None:
+    assert [number(v) for v in (None, float("nan"), True, 12000, 0.12345, 12345.6, "x")] == [
+        "–", "–", "yes", "12\u202f000", "0.1235", "12\u202f346", "x",
+    ]  # fmt: skip
+    assert facts({"a_b": {"c": 1}, "long": list(range(9)), "short": [1, 2]}) == [
+        ("a b · c", "1"),
+        ("long", "9 entries"),
+        ("short", "1, 2"),
+    ]
+
+
+def test_reports_need_no_torch() -> None:
+    code = "import sys, lep.report; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
