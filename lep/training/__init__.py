@@ -1,0 +1,17 @@
+"""Continued pre-training that moves the embedding tables and nothing else."""
+
+from lep.training.checkpoint import LastCheckpoint
+from lep.training.data import HeldOutWindow, PackedData, held_out_windows
+from lep.training.loss import chunked_cross_entropy
+from lep.training.module import EmbeddingTraining
+from lep.training.progress import TrainingProgress
+
+__all__ = [
+    "EmbeddingTraining",
+    "HeldOutWindow",
+    "LastCheckpoint",
+    "PackedData",
+    "TrainingProgress",
+    "chunked_cross_entropy",
+    "held_out_windows",
+]
