@@ -1,7 +1,7 @@
 """Documents seen before: exactly, by digest; nearly, by MinHash with locality-sensitive hashing (rensa).
 
-Memory grows with the number of documents kept, whatever their length: about 70 bytes each for exact duplicates and 600
-more for near ones (128 slots of four bytes, and the bands), so some 0.7 GB for a million documents.
+Memory grows with the number of documents kept, whatever their length: measured on 80,000, about 0.1 KB each for exact
+duplicates and 1 KB more for near ones (a signature of 128 slots of four bytes, and its place in every band).
 """
 
 from collections.abc import Sequence
