@@ -59,7 +59,8 @@ class Row:
 class Result:
     """Everything that a run found. The free-form sections hold plain JSON, each written by the stage it is named for.
 
-    choices: the config groups chosen, e.g. {"tokenizer": "unigram"}. propagation: diagnostics by rule. artifacts: key
+    choices: the config groups chosen, e.g. {"tokenizer": "unigram"}. propagation: diagnostics by rule. comparisons: paired
+    differences between rules. artifacts: key
     and path by kind. timings: seconds by stage. samples: generated texts for people to read.
     """
 
@@ -72,6 +73,7 @@ class Result:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     propagation: dict[str, Any] = field(default_factory=dict)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all a newcomer needs; both set up .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint setup clean
+
+demo: setup ## the whole method on the embedded tiny pair, in about three minutes
+	$(VENV)/bin/lep
+
+test: setup ## ruff, then every test
+	$(VENV)/bin/ruff check lep tests conf
+	$(VENV)/bin/ruff format --check lep tests
+	$(VENV)/bin/pytest
+
+lint: setup ## style and types
+	$(VENV)/bin/ruff check --fix lep tests
+	$(VENV)/bin/ruff format lep tests
+	$(VENV)/bin/pyright
+
+setup: $(STAMP)
+
+# The pinned versions first: torch among them, so that nothing pulls in another build of it.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lep needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make demo PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

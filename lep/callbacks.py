@@ -1,0 +1,218 @@
+"""What happens at the end of training: the trained tables are published, propagated by every rule, and benchmarked.
+
+The work is in plain functions, which a run without training (`adapted=DIR`, or a cached artifact) calls directly; the
+Lightning callback only says when.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.artifacts import Store
+from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token
+from lep.benchmark.micro import Record, read_records, write_records
+from lep.chat import end_of_turn
+from lep.checkpoints import load_model
+from lep.embeddings import Embeddings, read_embeddings, set_embeddings_
+from lep.export import export_model
+from lep.propagation import Rule, propagate
+from lep.propagation.end_of_turn import margins, restore_end_of_turn
+from lep.propagation.swap import swap
+from lep.results import Row, Score
+from lep.vocabulary import SubtokenOperator
+
+ORIGINAL, UNTRAINED = "original", "no training"
+# Conversations that show where a turn ends: short texts, so that every model reads them whole.
+PROBES, PROBE_CHARACTERS = 64, 160
+
+
+class Suite(Protocol):
+    """A benchmark: scores by task and language, what else there is to say, and a record of every item."""
+
+    def __call__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be judged: the instruct model's body with these tables; `rule` says how to carry them into it."""
+
+    name: str
+    tables: Embeddings | None  # None: the instruct model as it is
+    rule: Rule | None
+    key: dict[str, Any]  # what the tables and the rule were made from
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row of the table with what stands behind it."""
+
+    row: Row
+    diagnostics: dict[str, Any]
+    records: list[Record]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Carries tables into the instruct model and benchmarks what comes out. One instruct model is in memory at a time.
+
+    context: characters of a window for bits per byte. kept_rows: (new id, instruct id) of the rows that the instruct
+    model keeps. key: what all rows depend on (instruct model, suites, held-out texts).
+    """
+
+    store: Store
+    instruct_dir: Path
+    instruct_tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast
+    kept_rows: Sequence[tuple[int, int]]
+    base: Embeddings
+    operator: SubtokenOperator
+    suites: Mapping[str, Suite]
+    held_out: Mapping[str, Sequence[str]]
+    context: int
+    key: Mapping[str, Any]
+    device: str = "cpu"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
+        """The row of one model, from the store if it was judged before. Writes a model directory if asked."""
+        inputs = {"judge": dict(self.key), "model": candidate.name, "made from": candidate.key}
+        artifact = self.store.get_or_build("scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out))
+        if export_dir is not None and not export_dir.exists():
+            self._export(candidate, export_dir)
+        return read_judged(artifact.path)
+
+    def _judge_into(self, candidate: Candidate, out_dir: Path) -> None:
+        started = time.monotonic()
+        model, tokenizer, diagnostics = self._model(candidate)
+        scores, details, records = {}, {}, []
+        for name, suite in self.suites.items():
+            found = suite(model, tokenizer, progress=f"{candidate.name}: {name}")
+            scores |= found.scores
+            details |= found.details
+            records += found.records
+        bits = {
+            language: bits_per_byte(model, tokenizer, texts, context=self.context)
+            for language, texts in self.held_out.items()
+        }
+        characters = {language: characters_per_token(tokenizer, texts) for language, texts in self.held_out.items()}
+        details["seconds"] = time.monotonic() - started
+        row = Row(candidate.name, scores, characters, bits, details)
+        (out_dir / "row.json").write_text(
+            json.dumps({"row": asdict(row), "diagnostics": diagnostics}, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+        write_records(out_dir / "records.jsonl", records)
+
+    def _model(self, candidate: Candidate) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
+        """The instruct model with the candidate's tables in place, its tokenizer, and what propagation had to say."""
+        model = load_model(self.instruct_dir).to(self.device)  # type: ignore[arg-type]
+        if candidate.tables is None:
+            return model, self.instruct_tokenizer, {}
+        instruct = read_embeddings(self.instruct_dir)
+        tables, diagnostics = propagate(
+            candidate.rule or swap, candidate.tables, self.base, instruct, self.operator, kept_rows=self.kept_rows
+        )
+        probes = self._probes()
+        reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else None
+        set_embeddings_(model, tables)
+        if reference is not None:
+            diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference)
+        return model, self.tokenizer, diagnostics
+
+    def _probes(self) -> list[str]:
+        """Held-out sentences that serve as answers, the same for every model."""
+        texts = [text.split("\n")[0][:PROBE_CHARACTERS].strip() for texts in self.held_out.values() for text in texts]
+        return [text for text in texts if text][:PROBES] if self.instruct_tokenizer.chat_template else []
+
+    def _restore_end_of_turn(self, model: PreTrainedModel, probes: Sequence[str], reference: Tensor) -> dict[str, Any]:
+        token = end_of_turn(self.tokenizer)
+        if token is None:
+            return {"unchanged_because": "the chat template ends turns without a special token"}
+        ends, others = turn_end_states(model, self.tokenizer, probes)
+        head = model.get_output_embeddings().weight
+        tied = head is model.get_input_embeddings().weight
+        row, report = restore_end_of_turn(
+            ends, others, head, token=token, original_margins=reference, tied=tied
+        )
+        with torch.no_grad():
+            head[token] = row.to(head)
+        return report
+
+    def _export(self, candidate: Candidate, out_dir: Path) -> None:
+        model, tokenizer, _ = self._model(candidate)
+        recipe = {**self.recipe, "propagation": candidate.name}
+        export_model(model, tokenizer, out_dir, recipe=recipe, instruct_tokenizer=self.instruct_tokenizer)
+
+
+def read_judged(directory: Path) -> Judged:
+    """What `Judge` left in the store."""
+    found = json.loads((directory / "row.json").read_text(encoding="utf-8"))
+    row = found["row"]
+    row["scores"] = {key: Score(**score) for key, score in row["scores"].items()}
+    row["bits_per_byte"] = {key: Score(**score) for key, score in row["bits_per_byte"].items()}
+    return Judged(Row(**row), found["diagnostics"], read_records(directory / "records.jsonl"))
+
+
+def turn_end_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str]) -> Tensor:
+    """How far the end-of-turn token stands above its best rival after each answer, in logits: float64 [N]."""
+    token = end_of_turn(tokenizer)
+    if token is None:
+        return torch.zeros(len(answers), dtype=torch.float64)
+    ends, _ = turn_end_states(model, tokenizer, answers)
+    return margins(ends, model.get_output_embeddings().weight, token)
+
+
+@torch.inference_mode()
+def turn_end_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states where an answer has ended [N, D], and inside the answers [M, D].
+
+    Each answer stands in a conversation in which the user wrote the same words.
+    """
+    ends, others = [], []
+    for answer in answers:
+        turns = [{"role": "user", "content": answer}]
+        opened = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        start = len(tokenizer(opened, add_special_tokens=False)["input_ids"])
+        ids = tokenizer(opened + answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+        states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ends.append(states[-1].float().cpu())
+        others.append(states[start - 1 : -1].float().cpu())
+    return torch.stack(ends), torch.cat(others)
+
+
+def propagate_and_benchmark(
+    judge: Judge, candidates: Sequence[Candidate], *, export_dirs: Mapping[str, Path] | None = None
+) -> Iterator[Judged]:
+    """Judge every candidate in turn; one row each."""
+    for candidate in candidates:
+        yield judge.judge(candidate, export_dir=(export_dirs or {}).get(candidate.name))
+
+
+class PropagateAndBenchmark(pl.Callback):
+    """At the end of training, on rank zero and from memory: publish the tables, then hand them to `judge`.
+
+    Publishing comes first, so that a benchmark that fails costs no training.
+    """
+
+    def __init__(self, publish: Callable[[Embeddings, list[dict[str, float]]], None], judge: Callable[[Embeddings], None]):
+        self._publish = publish
+        self._judge = judge
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            adapted = pl_module.embeddings()  # type: ignore[operator]
+            self._publish(adapted, pl_module.history)  # type: ignore[arg-type]
+            self._judge(adapted)

@@ -1,0 +1,79 @@
+"""Where a model lies: a local directory, a repository of the hub, or a directory inside this package.
+
+Comes in: what `model.base` or `model.instruct` says. Goes out: a directory with config, tokenizer and safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+PACKAGE = "package:"
+# Weights as pickles are left on the hub: only safetensors are read.
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+# Files up to this size are told apart by their content, larger ones by size and time of change.
+HASHED_BYTES = 64 * 2**20
+
+
+def resolve(reference: str, revision: str | None, *, key: str, weights: bool = True) -> Path:
+    """The directory that `reference` names; a hub repository is downloaded. ValueError names `key` and the remedy."""
+    if reference.startswith(PACKAGE):
+        package, _, inside = reference.removeprefix(PACKAGE).partition("/")
+        path = Path(str(files(package).joinpath(inside)))
+    else:
+        path = Path(reference).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
+        raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
+    return _download(reference, revision, key=key, weights=weights)
+
+
+def _download(repository: str, revision: str | None, *, key: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(
+            f"{key}={repository} (revision {revision}) is neither a directory here nor to be had from the hub: "
+            f"{error}. Give a local directory, {key}=DIR, or log in with `hf auth login` if the repository is gated"
+        ) from error
+
+
+def fingerprint(directory: Path) -> dict[str, str]:
+    """What a model directory holds, so that a key changes when it does: digest, or size and time, by file."""
+    return {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.suffix in (".json", ".safetensors", ".model", ".jinja")}
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size > HASHED_BYTES:
+        return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def load_tokenizer(directory: Path, *, key: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a directory. ValueError if it has only a slow one."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{key}={directory} has no fast tokenizer (tokenizer.json), which every vocabulary here is read from")
+    return tokenizer
+
+
+def load_model(directory: Path, *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """A causal language model in eval mode, from safetensors alone."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, use_safetensors=True)
+    return model.eval()
+
+
+def context_length(directory: Path) -> int:
+    """How many positions the model can read."""
+    config = AutoConfig.from_pretrained(directory)
+    return int(config.get_text_config().max_position_embeddings)

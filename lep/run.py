@@ -1,0 +1,133 @@
+"""The entry point: `main` composes a config, `adapt` is the whole method on one screen."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from transformers.utils import logging as transformers_logging
+
+from lep import checkpoints, stages, terminal
+from lep.config import check, choices, write_once
+from lep.corpus import PreparedCorpus
+from lep.embeddings import Embeddings, read_embeddings
+from lep.loggers import close, log_result, make_loggers
+from lep.report import write_report
+from lep.results import Result, environment, read_result, write_result
+
+# Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
+HYDRA_VERSION_BASE = "1.3"
+
+
+def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
+    """Corpus, tokenizer, T, initialisation, training, propagation, benchmark: one run of the method.
+
+    What was made before, by this run or another, comes from the store. Later stages than `config.stages` are left out.
+    """
+    torch.manual_seed(config.seed)
+    asked, seconds, judged = config.stages, dict[str, float](), list[stages.Judged]()
+    plan = stages.make_plan(config)
+    terminal.show_plan(plan, run_dir)
+    loggers = make_loggers(config, run_dir)
+
+    with timed(seconds, "corpus"):
+        corpus = stages.make_corpus(plan)
+        held_out = PreparedCorpus(corpus.path).all_held_out()
+
+    with timed(seconds, "tokenizer"):
+        tokenizer_dir = Path(config.adapted) if config.adapted else stages.make_tokenizer(plan, corpus).path
+        tokenizer = checkpoints.load_tokenizer(tokenizer_dir, key="adapted")
+        operator = stages.make_operator(plan, tokenizer)
+
+    with timed(seconds, "initialisation"):
+        base = read_embeddings(plan.base_dir)
+        initial = stages.initialise(config, base, operator)
+
+    def evaluate(adapted: Embeddings) -> None:
+        """Propagate by every rule and benchmark each."""
+        if "propagation" in asked:
+            with timed(seconds, "propagation and benchmark"):
+                judge = stages.make_judge(plan, base, operator, tokenizer, held_out)
+                judged.extend(stages.judge_all(judge, plan, run_dir, initial=initial, adapted=adapted))
+
+    history: list[dict[str, float]] = []
+    if config.adapted:
+        evaluate(read_embeddings(Path(config.adapted)))
+    elif "training" in asked:
+        with timed(seconds, "training"):
+            blocks = stages.make_packed(plan, corpus, tokenizer_dir)
+            history = stages.train(plan, run_dir, initial, tokenizer, blocks, held_out, loggers, evaluate)
+
+    result = stages.collect(plan, run_dir, chosen, judged, history, corpus, tokenizer, held_out, seconds)
+    log_result(loggers, result, plan)
+    close(loggers)
+    return result
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a stage took, without the stages inside it."""
+    started, before = time.monotonic(), sum(seconds.values())
+    yield
+    inside = sum(seconds.values()) - before
+    seconds[stage] = time.monotonic() - started - inside
+
+
+def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
+    """One job: a run that is done returns at once, one that was killed goes on, a new one starts."""
+    check(config)
+    write_once(run_dir / "config.yaml", config)
+    record = run_dir / "result.json"
+    if record.exists():
+        result = read_result(record)
+        terminal.say(f"{run_dir} is done already; delete it to run again.")
+    else:
+        result = adapt(config, run_dir, chosen=chosen)
+        write_report(result, run_dir / "report.html")
+        write_result(record, result)
+    terminal.show_result(result, run_dir, config)
+    return result
+
+
+@hydra.main(config_path="pkg://lep.conf", config_name="config", version_base=HYDRA_VERSION_BASE)
+def compose_and_run(config: DictConfig) -> None:
+    """The task of Hydra: one job, also of a sweep."""
+    hydra_config = HydraConfig.get()
+    try:
+        run_job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
+    except ValueError as error:
+        # A user's mistake: the message says what to do, the trace is in run.log.
+        logging.getLogger(__name__).exception("refused")
+        raise SystemExit(terminal.complain(str(error))) from error
+
+
+def main() -> None:
+    """The console script `lep`."""
+    quieten()
+    compose_and_run()
+
+
+def quieten() -> None:
+    """Keep the terminal for the plan, the bars and the table: libraries speak up only about what needs attention."""
+    transformers_logging.disable_progress_bar()
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for known in (
+        "Experiment logs directory",  # a run that is resumed writes its metrics again
+        ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
+        "Found .* module\\(s\\) in eval mode",  # the frozen body, on purpose
+        "The .*dataloader.* does not have many workers",  # blocks come from a memory map
+    ):
+        warnings.filterwarnings("ignore", message=known)
+
+
+if __name__ == "__main__":
+    main()

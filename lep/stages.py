@@ -1,0 +1,411 @@
+"""The stages of a run: what each is made from (its key), and how it is made when the store does not have it.
+
+Comes in: a composed config. Goes out: artifacts. Keys follow from configs and file contents alone, so the whole plan,
+with what is cached, is known before any work.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger, Logger
+from transformers import PreTrainedTokenizerFast
+
+from lep import checkpoints
+from lep.artifacts import Artifact, Store, artifact_key
+from lep.benchmark.micro import compare, samples, write_records
+from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
+from lep.chat import result_tokenizer
+from lep.config import build, check_context, plain
+from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
+from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings
+from lep.propagation.swap import swap
+from lep.results import Result, environment
+from lep.tokenizers.report import segmentations, vocabulary_report
+from lep.training import EmbeddingTraining, LastCheckpoint, PackedData, TrainingProgress, held_out_windows
+from lep.training.module import STATE_KEY
+from lep.vocabulary import SubtokenOperator, read_vocabulary, subtoken_operator
+
+HeldOutTexts = Mapping[str, list[str]]
+
+# Characters of a window when bits per byte are measured: fits the 256 positions of the tiny pair in any vocabulary.
+BITS_CONTEXT = 240
+OPERATOR_FILE = "operator.safetensors"
+HISTORY_FILE = "history.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An artifact to be: where it goes, what it is made from."""
+
+    kind: str
+    name: str
+    inputs: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return artifact_key(self.kind, self.inputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before any work: models, stages, keys."""
+
+    config: DictConfig
+    store: Store
+    base_dir: Path
+    instruct_dir: Path | None
+    base_fingerprint: dict[str, str]
+    instruct_fingerprint: dict[str, str] | None
+    adapted_fingerprint: dict[str, str] | None
+    stages: Mapping[str, Stage]
+
+    def cached(self, stage: str) -> bool:
+        found = self.stages[stage]
+        return self.store.peek(found.kind, found.name, found.inputs)
+
+    def make(self, stage: str, build_into: Callable[[Path], dict | None]) -> Artifact:
+        found = self.stages[stage]
+        return self.store.get_or_build(found.kind, found.name, found.inputs, build_into)
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """Find the models and name every stage by what it is made from. Errors of the config show here, before any work."""
+    base_dir = checkpoints.resolve(config.model.base, config.model.base_revision, key="model.base")
+    instruct_dir = None
+    if config.model.instruct and "propagation" in config.stages:
+        instruct_dir = checkpoints.resolve(config.model.instruct, config.model.instruct_revision, key="model.instruct")
+    check_context(config.training.block_size, checkpoints.context_length(base_dir))
+    base = checkpoints.fingerprint(base_dir)
+    base_tokenizer = {name: digest for name, digest in base.items() if "token" in name or name.endswith(".model")}
+    source = build(config.corpus.source)
+    corpus = Stage("corpus", config.corpus.name, {
+        "source": source.fingerprint(),
+        "filters": plain(config.corpus.filters),
+        "held_out": plain(config.corpus.held_out),
+    })
+    named = f"{config.model.name}-{variant_name(config)}"
+    tokenizer = Stage("tokenizer", named, {"base": base_tokenizer, "variant": plain(config.tokenizer), "corpus": corpus.key})
+    adapted_dir = checkpoints.fingerprint(Path(config.adapted)) if config.adapted else None
+    made = {"adapted": adapted_dir} if adapted_dir else {"tokenizer": tokenizer.key}
+    operator = Stage("operator", named, {"base": base_tokenizer, **made})
+    training = {key: value for key, value in plain(config.training).items() if key not in ("checkpoint_every_steps",)}
+    packed = Stage("packed", named, {
+        "corpus": corpus.key, **made, "block_size": config.training.block_size, "mixture": training["mixture"],
+    })
+    adapted = Stage("adapted", named, {
+        "base": base, "packed": packed.key, "init": plain(config.init), "training": training | {"rows": trained_rows(config)}, "seed": config.seed,
+        "precision": config.trainer.get("precision"), "accumulate": config.trainer.get("accumulate_grad_batches", 1),
+    })
+    stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, packed, adapted)}
+    instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
+    return Plan(config, Store(Path(config.artifacts_dir)), base_dir, instruct_dir, base, instruct, adapted_dir, stages)
+
+
+def variant_name(config: DictConfig) -> str:
+    """The tokenizer variant, from the function that makes it."""
+    return str(config.tokenizer._target_).rpartition(".")[2]
+
+
+def make_corpus(plan: Plan) -> Artifact:
+    config = plan.config.corpus
+    return plan.make(
+        "corpus",
+        lambda out: prepare(
+            build(config.source), out, filters=build(config.filters), held_out=build(config.held_out), seed=0
+        ),
+    )
+
+
+def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
+    """The variant's tokenizer, trained on the training text alone."""
+
+    def into(out: Path) -> dict[str, Any]:
+        base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
+        variant, texts = build(plan.config.tokenizer), PreparedCorpus(corpus.path).train_texts()
+        tokenizer = variant(base) if variant_name(plan.config) == "original" else variant(base, texts)
+        tokenizer.save_pretrained(out)
+        return {}
+
+    return plan.make("tokenizer", into)
+
+
+def describe_vocabularies(
+    before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, held_out: HeldOutTexts
+) -> dict[str, Any]:
+    """Both vocabularies on the same held-out text, and the same sentence as each of them cuts it."""
+    sentences = [texts[0].split("\n")[0][:160] for texts in held_out.values() if texts]
+    return {
+        "before": vocabulary_report(before, held_out),
+        "after": vocabulary_report(after, held_out),
+        "segmentations": [
+            {"text": text, "before": segmentations(before, text), "after": segmentations(after, text)} for text in sentences
+        ],
+    }
+
+
+def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOperator:
+    def into(out: Path) -> dict[str, Any]:
+        base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
+        operator = subtoken_operator(tokenizer, base)
+        operator.save(out / OPERATOR_FILE)
+        return {
+            "tokens": int(operator.weights.shape[0]),
+            "exact": int(operator.exact.sum()),
+            "special": int(operator.special.sum()),
+            "distinct_old_rows": int(len(np.unique(operator.weights.indices))),
+        }
+
+    return SubtokenOperator.load(plan.make("operator", into).path / OPERATOR_FILE)
+
+
+def make_packed(plan: Plan, corpus: Artifact, tokenizer_dir: Path) -> PackedBlocks:
+    training = plan.config.training
+    artifact = plan.make(
+        "packed",
+        lambda out: pack(
+            corpus.path, tokenizer_dir, out, block_size=training.block_size, mixture=plain(training.mixture)
+        ),
+    )
+    return PackedBlocks(artifact.path)
+
+
+def initialise(config: DictConfig, base: Embeddings, operator: SubtokenOperator) -> Embeddings:
+    """The new tables before training, each by its own rule, in float32."""
+    generator = torch.Generator().manual_seed(config.seed)
+    on_input, on_output = build(config.init.input), build(config.init.output)
+    if base.tied and plain(config.init.input) != plain(config.init.output):
+        raise ValueError(
+            f"init.input={config.init.input._target_} and init.output={config.init.output._target_} differ, but the "
+            "model ties its tables. Give both the same rule"
+        )
+    return base.map(
+        lambda table: on_input(table, operator, generator=generator),
+        lambda table: on_output(table, operator, generator=generator),
+    )
+
+
+def train(
+    plan: Plan,
+    run_dir: Path,
+    initial: Embeddings,
+    tokenizer: PreTrainedTokenizerFast,
+    blocks: PackedBlocks,
+    held_out: HeldOutTexts,
+    loggers: list[Logger],
+    evaluate: Callable[[Embeddings], None],
+) -> list[dict[str, float]]:
+    """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve."""
+    stage = plan.stages["adapted"]
+    with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
+        if slot.ready:
+            evaluate(read_embeddings(slot.path))
+            return json.loads((slot.path / HISTORY_FILE).read_text())
+
+        def publish(adapted: Embeddings, history: list[dict[str, float]]) -> None:
+            adapted.save(slot.staging / TABLES_FILE)
+            (slot.staging / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
+            tokenizer.save_pretrained(slot.staging)
+            slot.publish(steps=plan.config.training.steps)
+
+        checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=plan.config.training.checkpoint_every_steps)
+        module, data = make_training(plan, initial, tokenizer, blocks, held_out)
+        callbacks = [checkpoint, TrainingProgress(), PropagateAndBenchmark(publish, evaluate)]
+        trainer = make_trainer(plan.config, loggers, callbacks)
+        if checkpoint.path is None:
+            module.history += bits_before_training(trainer, module, data)
+        else:
+            log_again(loggers, checkpoint.path)
+        trainer.fit(module, data, ckpt_path=checkpoint.path)
+        checkpoint.file.unlink(missing_ok=True)
+        return module.history
+
+
+def bits_before_training(trainer: Trainer, module: EmbeddingTraining, data: PackedData) -> list[dict[str, float]]:
+    """Bits per byte of the initialised tables: where the training curve starts."""
+    trainer.validate(module, data, verbose=False)
+    found = {name: value for name, value in module.latest.items() if name.startswith("val/")}
+    return [] if module.history else [{"step": 0, **found}]
+
+
+def trained_rows(config: DictConfig) -> Literal["all", "new"]:
+    """Which rows move: `auto` is the new ones under Extension, whose old rows are right as they are, and all elsewhere."""
+    if config.training.rows == "auto":
+        return "new" if variant_name(config) == "extension" else "all"
+    return config.training.rows
+
+
+def log_again(loggers: list[Logger], checkpoint: str) -> None:
+    """Give the curve of a killed run to the loggers whose files begin anew; the others still have it."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            for row in state[STATE_KEY]["history"]:
+                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+
+def make_training(
+    plan: Plan,
+    initial: Embeddings,
+    tokenizer: PreTrainedTokenizerFast,
+    blocks: PackedBlocks,
+    held_out: HeldOutTexts,
+) -> tuple[EmbeddingTraining, PackedData]:
+    """The module that moves the tables, and its data."""
+    settings = plan.config.training
+    rows = trained_rows(plan.config)
+    base_size = len(read_vocabulary(checkpoints.load_tokenizer(plan.base_dir, key="model.base")))
+    specials = sorted(read_vocabulary(tokenizer).specials) if settings.freeze_special_tokens else []
+    torch.manual_seed(plan.config.seed)
+    module = EmbeddingTraining(
+        checkpoints.load_model(plan.base_dir, dtype=getattr(torch, settings.body_dtype)),
+        initial,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        betas=tuple(settings.betas),
+        final_learning_rate=settings.final_learning_rate,
+        rows=rows,
+        first_new_row=base_size if rows == "new" else None,
+        frozen_rows=[row for row in specials if rows == "all" or row >= base_size],
+    )
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    windows = {
+        language: held_out_windows(
+            texts, tokenizer, length=settings.block_size, overlap=settings.block_size // 4, start_id=start
+        )
+        for language, texts in held_out.items()
+    }
+    return module, PackedData(blocks, batch_size=settings.batch_size, seed=plan.config.seed, held_out=windows)
+
+
+def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]) -> Trainer:
+    """Lightning's trainer for a number of optimizer steps."""
+    return build(
+        config.trainer,
+        max_steps=config.training.steps,
+        max_epochs=-1,
+        gradient_clip_val=config.training.gradient_clip,
+        log_every_n_steps=config.training.log_every_steps,
+        val_check_interval=config.training.validate_every_steps * config.trainer.get("accumulate_grad_batches", 1),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        logger=loggers,
+        callbacks=callbacks,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Propagation and benchmark.
+
+
+def make_judge(
+    plan: Plan, base: Embeddings, operator: SubtokenOperator, tokenizer: PreTrainedTokenizerFast, held_out: HeldOutTexts
+) -> Judge:
+    """What carries tables into the instruct model and benchmarks them."""
+    assert plan.instruct_dir is not None, "checked before any work"
+    config = plan.config
+    instruct_tokenizer = checkpoints.load_tokenizer(plan.instruct_dir, key="model.instruct")
+    chatting, kept_rows = result_tokenizer(tokenizer, instruct_tokenizer)
+    suites = {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in config.stages else {}
+    accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return Judge(
+        store=plan.store,
+        instruct_dir=plan.instruct_dir,
+        instruct_tokenizer=instruct_tokenizer,
+        tokenizer=chatting,
+        kept_rows=kept_rows,
+        base=base,
+        operator=operator,
+        suites=suites,
+        held_out=held_out,
+        context=BITS_CONTEXT,
+        key={
+            "instruct": plan.instruct_fingerprint,
+            "suites": {name: plain(config.benchmark[name]) for name in suites},
+            "held_out": plan.stages["corpus"].key,
+        },
+        device="cuda" if accelerated else "cpu",
+        recipe=plain(config),
+    )
+
+
+def judge_all(
+    judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings, adapted: Embeddings
+) -> Iterator[Judged]:
+    """The untouched instruct model, the tables before training, and the adapted tables by every rule."""
+    config = plan.config
+    vocabulary = plan.stages["operator"].key
+    started_from = {"operator": vocabulary, "init": plain(config.init), "seed": config.seed}
+    trained = {"adapted": plan.stages["adapted"].key, "directory": plan.adapted_fingerprint}
+    yield judge.judge(Candidate(ORIGINAL, None, None, {}))
+    if not config.adapted:
+        yield judge.judge(Candidate(UNTRAINED, initial, build(config.propagation.swap) if "swap" in config.propagation else swap, started_from))
+    for name, node in config.propagation.items():
+        export_dir = run_dir / "models" / str(name) if name in config.export else None
+        candidate = Candidate(str(name), adapted, build(node), {**trained, "operator": vocabulary, "rule": plain(node)})
+        yield judge.judge(candidate, export_dir=export_dir)
+
+
+def collect(
+    plan: Plan,
+    run_dir: Path,
+    chosen: dict[str, str],
+    judged: list[Judged],
+    history: list[dict[str, float]],
+    corpus: Artifact,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: HeldOutTexts,
+    seconds: dict[str, float],
+) -> Result:
+    """Everything the run found, as one record; answers are written beside it, one file a model."""
+    for found in judged:
+        write_records(run_dir / "answers" / f"{found.row.name}.jsonl", found.records)
+    base_tokenizer = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
+    config = plan.config
+    return Result(
+        study=config.study,
+        run=run_dir.name,
+        choices=chosen,
+        seed=config.seed,
+        rows=[found.row for found in judged],
+        corpus=corpus.facts,
+        tokenizer=describe_vocabularies(base_tokenizer, tokenizer, held_out),
+        training=describe_training(history, config),
+        propagation={found.row.name: found.diagnostics for found in judged if found.diagnostics},
+        comparisons=compare({found.row.name: found.records for found in judged}, baselines=(ORIGINAL, UNTRAINED)),
+        samples=samples({found.row.name: found.records for found in judged}),
+        environment=environment(device=str(config.trainer.accelerator)),
+        artifacts={kind: {"name": stage.name, "key": stage.key} for kind, stage in plan.stages.items()},
+        timings={**seconds, "peak_memory_bytes": peak_memory_bytes()},
+    )
+
+
+def describe_training(history: list[dict[str, float]], config: DictConfig) -> dict[str, Any]:
+    """The training curve as it was recorded, and the speed."""
+    if not history:
+        return {}
+    rates = [row["train/tokens_per_second"] for row in history if "train/tokens_per_second" in row]
+    return {
+        "curve": history,
+        "tokens": history[-1].get("train/tokens") or max(row.get("train/tokens", 0) for row in history),
+        "tokens_per_second": float(np.median(rates)),
+        "steps": config.training.steps,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

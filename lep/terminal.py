@@ -1,0 +1,96 @@
+"""What a person sees on the terminal: the plan before the work, the table after it, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from lep.report import terminal_table
+from lep.results import Result
+from lep.stages import Plan, trained_rows, variant_name
+
+console = Console()
+
+
+def say(message: str) -> None:
+    console.print(message, highlight=False)
+
+
+def complain(message: str) -> int:
+    """Show a user's mistake; gives the exit status."""
+    Console(stderr=True).print(f"[bold red]lep:[/] {message}", highlight=False, markup=True, soft_wrap=True)
+    return 2
+
+
+def show_plan(plan: Plan, run_dir: Path) -> None:
+    """The stages with their sizes, and which of them the store already has."""
+    config = plan.config
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for stage, what in _sizes(config).items():
+        if stage in config.stages:
+            table.add_row(f"[bold]{stage}[/]", what, _state(plan, stage))
+    title = f"lep  {config.model.name} · {variant_name(config)} · seed {config.seed}"
+    console.print(Panel(table, title=title, subtitle=str(run_dir), title_align="left", subtitle_align="left"))
+
+
+def _sizes(config: DictConfig) -> dict[str, str]:
+    training = config.training
+    per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1)
+    variant = ", ".join(f"{key} {value}" for key, value in config.tokenizer.items() if not str(key).startswith("_"))
+    return {
+        "corpus": config.corpus.name,
+        "tokenizer": str(config.adapted) if config.adapted else f"{variant_name(config)} ({variant})" if variant else variant_name(config),
+        "training": (
+            "none: trained tables are given"
+            if config.adapted
+            else f"{training.steps:,} steps of {per_step:,} tokens, {trained_rows(config)} rows"
+        ),
+        "propagation": ", ".join(map(str, config.propagation)),
+        "benchmark": ", ".join(map(str, config.benchmark)) or "none",
+    }
+
+
+def _state(plan: Plan, stage: str) -> str:
+    kind = {"corpus": "corpus", "tokenizer": "tokenizer", "training": "adapted"}.get(stage)
+    if kind is None or (plan.config.adapted and kind != "corpus"):
+        return ""
+    return "[green]cached[/]" if plan.cached(kind) else "[dim]to do[/]"
+
+
+def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
+    """The table of models and tasks; what was saved, where the page lies, and what to try next."""
+    if result.rows:
+        console.print(terminal_table(result))
+    elif result.tokenizer:
+        console.print(_vocabulary_table(result))
+    for name in config.export:
+        say(f"model     {run_dir / 'models' / name}")
+    say(f"saved     {run_dir}/  (config.yaml, metrics.csv, answers/, result.json)")
+    say(f"page      {run_dir / 'report.html'}")
+    say(f"next      {_next_command(config)}")
+
+
+def _vocabulary_table(result: Result) -> Table:
+    table = Table("vocabulary", "tokens", "language", "characters a token", "tokens a word", "unreachable")
+    for name in ("before", "after"):
+        facts = result.tokenizer[name]
+        for language, cost in facts["languages"].items():
+            table.add_row(
+                name, f"{facts['size']:,}", language, f"{cost['characters_per_token']:.2f}",
+                f"{cost['tokens_per_word']:.2f}", str(facts["unreachable_tokens"]),
+            )
+    return table
+
+
+def _next_command(config: DictConfig) -> str:
+    if "benchmark" not in config.stages:
+        return "lep  (without stages=...: train, propagate, benchmark)"
+    if config.model.name == "tiny" and not config.export:
+        return "lep -m tokenizer=bpe,unigram,extension,optimization   or   lep model.instruct=package:lep.assets/tiny/instruct_far"
+    if not config.export:
+        return "the same command with export=[conversion] writes a model directory to chat with"
+    return 'python -c "from transformers import pipeline; ..."  (the card in the model directory has it whole)'

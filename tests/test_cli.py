@@ -1,0 +1,136 @@
+"""The command line as a person uses it, in its own process: one run, one sweep, one run that is killed and goes on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lep.results import read_result
+
+SMALL = (
+    "training.steps=12",
+    "training.warmup_steps=2",
+    "training.log_every_steps=1",
+    "training.validate_every_steps=6",
+    "corpus.source.num_documents=1500",
+    "corpus.held_out.documents=10",
+    "benchmark.micro.items_per_task=2",
+    "study=test",
+)
+
+
+def lep(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, check=check)
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "lep", *SMALL, *overrides]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+
+
+def run_dir(folder: Path) -> Path:
+    (found,) = (path.parent for path in (folder / "runs" / "test").glob("*/result.json"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("run")
+    done = lep(folder, "logger=[csv,wandb]", "export=[conversion]")
+    return folder, done.stdout
+
+
+def test_one_run_leaves_everything(finished: tuple[Path, str]):
+    folder, printed = finished
+    here = run_dir(folder)
+    result = read_result(here / "result.json")
+    assert [row.name for row in result.rows] == ["original", "no training", "swap", "overlap", "conversion", "delta"]
+    assert {"questions/ru", "copying/ru", "translation/ru", "questions/en"} <= set(result.rows[0].scores)
+    assert result.row("swap").characters_per_token["ru"] > 1.3 * result.row("original").characters_per_token["ru"]
+    assert result.row("swap").bits_per_byte["ru"].value < result.row("no training").bits_per_byte["ru"].value
+    assert result.tokenizer["after"]["unreachable_tokens"] == 0
+    for name in ("config.yaml", "metrics.csv", "report.html", "answers/swap.jsonl", "models/conversion/config.json"):
+        assert (here / name).is_file(), name
+    assert not (here / "checkpoints" / "last.ckpt").exists()
+    for words in ("original", "conversion", "report.html", "next"):
+        assert words in printed
+
+
+def test_a_second_launch_returns_at_once_with_the_same_record(finished: tuple[Path, str]):
+    folder, _ = finished
+    record = run_dir(folder) / "result.json"
+    before = record.stat().st_mtime_ns
+    again = lep(folder, "logger=[csv,wandb]", "export=[conversion]")
+    assert record.stat().st_mtime_ns == before
+    assert "is done already" in again.stdout
+
+
+def test_adapted_tables_go_into_another_instruct_model_without_training(finished: tuple[Path, str]):
+    folder, _ = finished
+    (adapted,) = (folder / "artifacts" / "adapted").glob("tiny-extension-*")
+    lep(folder, f"adapted={adapted}", "model.instruct=package:lep.assets/tiny/instruct_far", "study=far")
+    (record,) = (folder / "runs" / "far").glob("*/result.json")
+    result = read_result(record)
+    assert [row.name for row in result.rows] == ["original", "swap", "overlap", "conversion", "delta"]
+    assert result.training == {}
+
+
+def test_a_mistake_is_one_clear_line_before_any_work(tmp_path: Path):
+    refused = lep(tmp_path, "training.block_size=4096", check=False)
+    assert refused.returncode != 0
+    assert "training.block_size=4096 is longer than the 256 positions" in " ".join(refused.stderr.split())
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_stages_may_end_after_the_tokenizer(tmp_path: Path):
+    done = lep(tmp_path, "stages=[corpus,tokenizer]")
+    assert "characters a token" in done.stdout
+    assert not (tmp_path / "artifacts" / "adapted").exists()
+
+
+def test_a_sweep_over_variants_shares_what_it_can(tmp_path: Path):
+    lep(tmp_path, "-m", "tokenizer=bpe,unigram,extension,optimization", "propagation=[swap]")
+    results = [read_result(path) for path in sorted((tmp_path / "runs" / "test").glob("*/result.json"))]
+    assert {result.choices["tokenizer"] for result in results} == {"bpe", "unigram", "extension", "optimization"}
+    assert len(list((tmp_path / "artifacts" / "corpus").glob("microworld-*"))) == 1
+    originals = [result.row("original").scores for result in results]
+    assert all(scores == originals[0] for scores in originals)
+    for result in results:
+        assert result.tokenizer["after"]["unreachable_tokens"] == 0
+
+
+def losses(folder: Path) -> dict[str, str]:
+    (metrics,) = (folder / "runs" / "test").glob("*/metrics.csv")
+    with metrics.open() as stream:
+        return {row["step"]: row["train/loss"] for row in csv.DictReader(stream) if row.get("train/loss")}
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(tmp_path: Path):
+    """SIGKILL in the middle of training; the relaunch leaves the curve and the scores of an undisturbed run."""
+    extra = ("training.checkpoint_every_steps=5", "training.steps=40", "propagation=[swap]")
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    calm.mkdir(), killed.mkdir()
+    lep(calm, *extra)
+    process = subprocess.Popen(command(*extra), cwd=killed, env=environment(), stdout=subprocess.DEVNULL)
+    while not list((killed / "runs").glob("test/*/checkpoints/last.ckpt")):
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((killed / "runs" / "test").glob("*/result.json"))
+    assert not list((killed / "artifacts" / "adapted").glob("tiny-*"))
+    lep(killed, *extra)
+    assert losses(killed) == losses(calm)
+    one, other = (json.loads((run_dir(folder) / "result.json").read_text())["rows"] for folder in (calm, killed))
+    for left, right in zip(one, other, strict=True):
+        assert left["scores"] == right["scores"] and left["bits_per_byte"] == right["bits_per_byte"]

@@ -1,0 +1,131 @@
+"""Every option of every group composes, resolves and fits the signature it names; what is impossible is refused."""
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from lep.config import build, check, check_context, run_name, write_once
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("lep.conf", version_base="1.3"):
+        return compose("config", overrides=["corpus.paths=[texts/*.txt]", *overrides] if "corpus=text_files" in overrides or "experiment=smollm2_ru" in overrides else list(overrides))
+
+
+def targets(node: object, key: str = ""):
+    """Every (key, node) with a `_target_`, at any depth."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from targets(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from targets(value, f"{key}[{i}]")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_resolves_and_binds(group: str, option: str):
+    config = composed(f"{group}={option}")
+    config = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(config, dict)
+    bound = 0
+    for key, node in targets(config):
+        arguments = {name: value for name, value in node.items() if not name.startswith("_")}
+        try:
+            inspect.signature(get_object(node["_target_"])).bind_partial(**arguments)
+        except TypeError as error:
+            raise AssertionError(f"{key} does not fit {node['_target_']}: {error}") from error
+        bound += 1
+    assert bound >= 5  # corpus, tokenizer, init twice, trainer at the least
+
+
+def test_every_group_is_in_the_wheel():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {"lep.conf." + ".".join(path.parent.relative_to(CONF).parts) for path in CONF.rglob("*.yaml") if path.parent != CONF}
+    assert folders == {name for name in packages if name.startswith("lep.conf.")}
+    code = {"lep." + ".".join(path.parent.relative_to(ROOT / "lep").parts) for path in (ROOT / "lep").glob("*/__init__.py")}
+    assert code == {name for name in packages if name.startswith("lep.") and not name.startswith("lep.conf")}
+
+
+def test_help_names_every_option():
+    text = (CONF / "hydra" / "help" / "lep.yaml").read_text()
+    missing = [option for _, option in OPTIONS if option not in text]
+    assert missing == []
+
+
+def test_paper_sizes_follow_the_model():
+    assert composed("model=llama3_8b", "tokenizer=optimization").tokenizer.vocab_size == 114_504
+    assert composed("model=llama3_8b", "tokenizer=extension").tokenizer.new_tokens == 174_816 - 128_256
+    assert composed("model=mistral_7b", "tokenizer=extension").tokenizer.new_tokens == 55_328 - 32_000
+    assert composed("model=mistral_7b", "tokenizer=unigram").tokenizer.vocab_size == 32_000
+
+
+def test_several_options_of_a_group_at_once():
+    assert set(composed("logger=[csv,wandb]").logger) == {"csv", "wandb"}
+    assert set(composed("propagation=[swap,delta]").propagation) == {"swap", "delta"}
+    assert list(composed().propagation) == ["swap", "overlap", "conversion", "delta"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.instruct=null"], "model.instruct"),
+        (["stages=[corpus,dance]"], "dance"),
+        (["export=[conversion]", "propagation=swap"], "export=conversion"),
+        (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
+        (["stages=[corpus,training]"], "stages"),
+    ],
+)
+def test_impossible_combinations_are_refused(overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        check(composed(*overrides))
+
+
+def test_a_possible_combination_is_not():
+    check(composed())
+    check(composed("stages=[corpus,tokenizer]", "model.instruct=null"))
+
+
+def test_a_typo_in_a_key_is_an_error():
+    with pytest.raises(Exception, match="stepps"):
+        composed("training.stepps=3")
+
+
+def test_a_block_longer_than_the_context_is_refused():
+    check_context(256, 256)
+    with pytest.raises(ValueError, match="training.block_size=257 is longer than the 256"):
+        check_context(257, 256)
+
+
+def test_build_refuses_targets_from_elsewhere_at_any_depth():
+    with pytest.raises(ValueError, match="os.system"):
+        build({"_target_": "lep.corpus.HeldOut", "documents": {"_target_": "os.system", "command": "true"}})
+
+
+def test_run_names_hold_what_changes_the_run_and_fit_a_folder():
+    assert run_name([]) == "default"
+    assert run_name(["seed=1", "tokenizer=bpe"]) == run_name(["tokenizer=bpe", "seed=1"]) == "seed=1,tokenizer=bpe"
+    assert run_name(["study=x", "output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
+    one, other = run_name(["model.base=/a/b/model"]), run_name(["model.base=/c/model"])
+    assert one != other and "/" not in one + other
+
+
+def test_a_folder_with_another_config_is_refused_once_begun(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    write_once(path, OmegaConf.create({"seed": 0, "output_dir": "a"}))
+    write_once(path, OmegaConf.create({"seed": 1, "output_dir": "a"}))  # nothing was done yet
+    (tmp_path / "result.json").write_text("{}")
+    write_once(path, OmegaConf.create({"seed": 1, "output_dir": "elsewhere"}))
+    with pytest.raises(ValueError, match="differing: seed"):
+        write_once(path, OmegaConf.create({"seed": 2, "output_dir": "a"}))
