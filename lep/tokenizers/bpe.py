@@ -24,9 +24,9 @@ def bpe(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int)
     require_room(family, "tokenizer.vocab_size", vocab_size)
     pieces, merges = _train(family, texts, vocab_size - len(family.added))
     vocab, added_ids = family.place(pieces)
-    return warn_if_short(
-        assemble(family, bpe_model(family, vocab, merges), added_ids), "tokenizer.vocab_size", vocab_size
-    )
+    tokenizer = assemble(family, bpe_model(family, vocab, merges), added_ids)
+    warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
+    return tokenizer
 
 
 def _train(family: Family, texts: Iterable[str], size: int) -> tuple[list[str], list[tuple[str, str]]]:

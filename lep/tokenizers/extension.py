@@ -33,4 +33,5 @@ def extension(
     first = max(vocab.values()) + 1
     vocab |= {piece: first + i for i, piece in enumerate(pieces)}
     model = bpe_model(family, vocab, merge_pairs(old) + merges)
-    return warn_if_short(assemble(family, model, added_ids), "tokenizer.new_tokens", first + new_tokens)
+    warn_if_short("tokenizer.new_tokens", new_tokens, len(pieces))
+    return assemble(family, model, added_ids)

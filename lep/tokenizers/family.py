@@ -113,15 +113,14 @@ def require_room(family: Family, key: str, size: int) -> None:
         )
 
 
-def warn_if_short(tokenizer: PreTrainedTokenizerFast, key: str, size: int) -> PreTrainedTokenizerFast:
+def warn_if_short(key: str, asked: int, got: int) -> None:
     """Says so when the corpus did not hold enough for the vocabulary asked for."""
-    if len(tokenizer) < size:
+    if got < asked:
         warnings.warn(
-            f"{key}={size}, but the corpus gave a vocabulary of {len(tokenizer)} only: it has too few distinct words. "
-            "Give more text or ask for a smaller vocabulary.",
+            f"{key}={asked}, but the corpus gave {got} only: it has too few distinct words. "
+            f"Give more text or lower {key}.",
             stacklevel=3,
         )
-    return tokenizer
 
 
 def assemble(family: Family, model: dict[str, Any], added_ids: dict[str, int]) -> PreTrainedTokenizerFast:

@@ -56,7 +56,7 @@ def _missing_letters(model: dict[str, Any], words: Counter[str]) -> list[str]:
         for letter in word:
             counts[letter] += count
     total = sum(counts.values())
-    # One letter in 100,000 earns a token; below that, bytes do (SentencePiece's character coverage is 0.9995).
+    # One letter in 100,000 earns a token; below that, bytes do.
     return [c for c, n in counts.most_common() if c not in model["vocab"] and n * 100_000 >= total]
 
 

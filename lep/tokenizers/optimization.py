@@ -39,7 +39,9 @@ def optimization(
     fresh, learnt = continue_merges(bpe_model(family, vocab, merges), target, new_tokens=room) if room else ([], [])
     vocab, added_ids = family.place([*pieces, *fresh])
     model = bpe_model(family, vocab, [*merges, *learnt])
-    return warn_if_short(assemble(family, model, added_ids), "tokenizer.vocab_size", vocab_size)
+    tokenizer = assemble(family, model, added_ids)
+    warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
+    return tokenizer
 
 
 def token_use(base: PreTrainedTokenizerFast, words: Counter[str]) -> dict[int, int]:

@@ -23,7 +23,7 @@ from lep.tokenizers.words import as_piece, as_text, count_words, covering
 from lep.vocabulary import MARK, read_vocabulary
 
 Scored = dict[str, float]  # piece as text -> log-probability
-SEEDS_PER_PIECE = 12  # candidates for each piece asked for: more are slower to train and gave no shorter text
+SEEDS_PER_PIECE = 4  # more candidates are slower to prune, and the text they leave is no shorter
 MAX_WORDS = 2_000_000  # the most frequent distinct words train the vocabulary; the rest would only add hapaxes
 UNKNOWN_PENALTY = 10.0  # below the least likely piece; SentencePiece's constant
 PRINTABLE_ASCII = [chr(code) for code in range(0x21, 0x7F)]
@@ -53,7 +53,9 @@ def unigram(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: 
     names = read_vocabulary(trial).pieces
     dead = {names[i] for i in unreachable_tokens(trial)}
     alive = {piece: score for piece, score in scored.items() if as_piece(family, piece) not in dead}
-    return warn_if_short(_build(family, _likeliest(family, alive, vocab_size)), "tokenizer.vocab_size", vocab_size)
+    tokenizer = _build(family, _likeliest(family, alive, vocab_size))
+    warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
+    return tokenizer
 
 
 def train_pieces(words: Mapping[str, int], size: int) -> Scored:
