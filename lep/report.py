@@ -71,7 +71,7 @@ def render_report(result: Result, *, configuration: str = "") -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "percent": percent, "language": language_name}
     source = files("lep").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    comparisons = list(getattr(result, "comparisons", ()))
+    comparisons = result.comparisons
     return environment.from_string(source).render(
         result=result,
         configuration=configuration,
@@ -93,7 +93,7 @@ def render_report(result: Result, *, configuration: str = "") -> str:
             "Corpus": facts(result.corpus),
             "Training": facts({k: v for k, v in result.training.items() if k != "curve"}),
             "Artifacts": facts(result.artifacts),
-            "Seconds": facts(result.timings),
+            "Time and memory": facts(result.timings),
             "Environment": facts(result.environment),
         },
     )

@@ -38,7 +38,8 @@ STOPS: tuple[Stop, ...] = ("end of turn", "other end token", "newline", "never")
 class Record:
     """One item as it was asked and answered.
 
-    prompt: the very text given to the model. stop: what ended a written answer. length_ratio: of a copy, how near its
+    prompt: the very text given to the model. expected: empty where nothing is, as in a text to go on with, which nobody
+    judges. stop: what ended a written answer. length_ratio: of a copy, how near its
     token count is to that of the expected text. option_scores: of a ranked item, log-probabilities in nats.
     """
 
@@ -55,6 +56,10 @@ class Record:
     @property
     def key(self) -> str:
         return f"{self.task}/{self.language}"
+
+    @property
+    def judged(self) -> bool:
+        return bool(self.expected)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ def compare(
     baseline in them. Returns dicts {task, a, b, difference, low, high, n}, `difference` = share right of a minus of b,
     with a 95 % bootstrap interval over items.
     """
-    grouped = {name: group_by_key(rows) for name, rows in records.items() if name not in baselines}
+    judged = {name: [row for row in rows if row.judged] for name, rows in records.items() if name not in baselines}
+    grouped = {name: group_by_key(rows) for name, rows in judged.items()}
     return [
         {"task": key, "a": a, "b": b, **asdict(_difference(grouped[a][key], grouped[b][key], seed))}
         for a, b in combinations(grouped, 2)
@@ -142,9 +148,9 @@ def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> li
             "task": item.task,
             "language": item.language,
             "prompt": item.prompt,
-            "expected": item.expected,
+            "expected": item.expected or None,
             "answers": [
-                {"model": name, "answer": groups[key][i].answer, "right": groups[key][i].right}
+                {"model": name, "answer": groups[key][i].answer, "right": groups[key][i].right if item.judged else None}
                 for name, groups in grouped.items()
             ],
         }

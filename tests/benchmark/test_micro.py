@@ -133,3 +133,9 @@ def test_samples_hold_what_each_model_said_to_the_first_items_of_a_task() -> Non
         {"model": "original", "answer": "a", "right": True},
         {"model": "swap", "answer": "b", "right": False},
     ]
+
+
+def test_a_continued_text_is_shown_and_not_judged() -> None:
+    text = replace(record("continuation", False), expected="")
+    assert samples({"swap": [text]})[0]["answers"] == [{"model": "swap", "answer": "a", "right": None}]
+    assert compare({"swap": [text], "delta": [text]}) == []
