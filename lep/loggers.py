@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,21 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from lep.config import build, plain
-from lep.results import Result
+from lep.results import Result, Row, Score
 from lep.stages import Plan
 
 
 def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
     """The loggers of the config, in the run's folder; `metrics.csv` is always among them."""
     os.environ.setdefault("WANDB_MODE", "offline")
-    nodes = {name: node for name, node in config.logger.items() if name != "csv"}
+    nodes = [node for name, node in config.logger.items() if name != "csv"]
     loggers: list[Logger] = [CSVLogger(save_dir=str(run_dir), name="", version="")]
-    for name, node in nodes.items():
+    for node in nodes:
         extra: dict[str, Any] = {"save_dir": str(run_dir)}
         if str(node._target_).endswith("WandbLogger"):
-            # The run's folder is its name, so a killed run goes on in the same Weights & Biases run.
-            extra |= {"name": run_dir.name, "id": f"{config.study}-{run_dir.name}".replace("=", "-").replace(",", "-")[:120], "resume": "allow"}
+            # The folder is the name, so that a killed run goes on in the same Weights & Biases run.
+            identity = re.sub(r"[^\w.-]+", "-", f"{config.study}-{run_dir.name}")[:120]
+            extra |= {"name": run_dir.name, "id": identity, "resume": "allow"}
         loggers.append(build(node, **extra))
     for logger in loggers[1:]:
         logger.log_hyperparams(plain(config))
@@ -32,29 +35,26 @@ def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
 
 def log_result(loggers: list[Logger], result: Result, plan: Plan) -> None:
     """The benchmark table, the diagnostics and the trained tables, to every logger that can hold them."""
-    flat = {
-        f"{row.name}/{key}": score.value for row in result.rows for key, score in {**row.scores, **{f"bits_per_byte/{language}": bits for language, bits in row.bits_per_byte.items()}}.items()
-    }
+    flat = {f"{row.name}/{measure}": score.value for row in result.rows for measure, score in measures(row)}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            log_to_wandb(logger, result, plan)
+            log_tables(logger, result)
+            log_adapted(logger, plan)
         if flat:
             logger.log_metrics(flat)
         logger.save()
 
 
-def log_to_wandb(logger: WandbLogger, result: Result, plan: Plan) -> None:
-    """Table of scores, diagnostics of propagation, and the trained tables as an artifact."""
+def measures(row: Row) -> list[tuple[str, Score]]:
+    """Everything a row was scored on, by name."""
+    return [*row.scores.items(), *((f"bits_per_byte/{language}", bits) for language, bits in row.bits_per_byte.items())]
+
+
+def log_tables(logger: WandbLogger, result: Result) -> None:
+    """The scores and the diagnostics of propagation as tables of Weights & Biases."""
     import wandb
 
-    columns = ["model", "measure", "value", "standard error", "n"]
-    measures = [
-        [row.name, key, score.value, score.stderr, score.n]
-        for row in result.rows
-        for key, score in {**row.scores, **{f"bits_per_byte/{language}": bits for language, bits in row.bits_per_byte.items()}}.items()
-    ]
-    run = logger.experiment
-    run.log({"benchmark": wandb.Table(columns=columns, data=measures)})
+    scores = [[row.name, name, *astuple(score)] for row in result.rows for name, score in measures(row)]
     diagnostics = [
         [rule, table, name, value]
         for rule, tables in result.propagation.items()
@@ -62,13 +62,24 @@ def log_to_wandb(logger: WandbLogger, result: Result, plan: Plan) -> None:
         for name, value in facts.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-    run.log({"propagation": wandb.Table(columns=["rule", "table", "diagnostic", "value"], data=diagnostics)})
+    logger.experiment.log(
+        {
+            "benchmark": wandb.Table(columns=["model", "measure", "value", "standard error", "n"], data=scores),
+            "propagation": wandb.Table(columns=["rule", "table", "diagnostic", "value"], data=diagnostics),
+        }
+    )
+
+
+def log_adapted(logger: WandbLogger, plan: Plan) -> None:
+    """The trained tables as an artifact of Weights & Biases."""
+    import wandb
+
     stage = plan.stages["adapted"]
-    if plan.cached("adapted"):
-        artifact = wandb.Artifact(stage.name, type="adapted embeddings", metadata={"key": stage.key})
-        with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
+    with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
+        if slot.ready:
+            artifact = wandb.Artifact(stage.name, type="adapted-embeddings", metadata={"key": stage.key})
             artifact.add_dir(str(slot.path))
-        run.log_artifact(artifact)
+            logger.experiment.log_artifact(artifact)
 
 
 def close(loggers: list[Logger]) -> None:

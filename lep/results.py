@@ -57,11 +57,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that a run found. The free-form sections hold plain JSON, each written by the stage it is named for.
+    """Everything that a run found. The free-form sections hold plain JSON, written by the stage they are named for.
 
-    choices: the config groups chosen, e.g. {"tokenizer": "unigram"}. propagation: diagnostics by rule. comparisons: paired
-    differences between rules. artifacts: key
-    and path by kind. timings: seconds by stage. samples: generated texts for people to read.
+    choices: the config groups chosen, e.g. {"tokenizer": "unigram"}. propagation: diagnostics by rule. comparisons:
+    paired differences between rules. artifacts: name and key by kind. timings: seconds by stage. samples: generated
+    texts for people to read.
     """
 
     study: str

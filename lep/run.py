@@ -21,7 +21,7 @@ from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, read_embeddings
 from lep.loggers import close, log_result, make_loggers
 from lep.report import write_report
-from lep.results import Result, environment, read_result, write_result
+from lep.results import Result, read_result, write_result
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
@@ -91,7 +91,7 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Res
         terminal.say(f"{run_dir} is done already; delete it to run again.")
     else:
         result = adapt(config, run_dir, chosen=chosen)
-        write_report(result, run_dir / "report.html")
+        write_report(result, run_dir / "report.html", configuration=(run_dir / "config.yaml").read_text())
         write_result(record, result)
     terminal.show_result(result, run_dir, config)
     return result

@@ -89,24 +89,46 @@ def make_plan(config: DictConfig) -> Plan:
     base = checkpoints.fingerprint(base_dir)
     base_tokenizer = {name: digest for name, digest in base.items() if "token" in name or name.endswith(".model")}
     source = build(config.corpus.source)
-    corpus = Stage("corpus", config.corpus.name, {
-        "source": source.fingerprint(),
-        "filters": plain(config.corpus.filters),
-        "held_out": plain(config.corpus.held_out),
-    })
+    corpus = Stage(
+        "corpus",
+        config.corpus.name,
+        {
+            "source": source.fingerprint(),
+            "filters": plain(config.corpus.filters),
+            "held_out": plain(config.corpus.held_out),
+        },
+    )
     named = f"{config.model.name}-{variant_name(config)}"
-    tokenizer = Stage("tokenizer", named, {"base": base_tokenizer, "variant": plain(config.tokenizer), "corpus": corpus.key})
+    tokenizer = Stage(
+        "tokenizer", named, {"base": base_tokenizer, "variant": plain(config.tokenizer), "corpus": corpus.key}
+    )
     adapted_dir = checkpoints.fingerprint(Path(config.adapted)) if config.adapted else None
     made = {"adapted": adapted_dir} if adapted_dir else {"tokenizer": tokenizer.key}
     operator = Stage("operator", named, {"base": base_tokenizer, **made})
     training = {key: value for key, value in plain(config.training).items() if key not in ("checkpoint_every_steps",)}
-    packed = Stage("packed", named, {
-        "corpus": corpus.key, **made, "block_size": config.training.block_size, "mixture": training["mixture"],
-    })
-    adapted = Stage("adapted", named, {
-        "base": base, "packed": packed.key, "init": plain(config.init), "training": training | {"rows": trained_rows(config)}, "seed": config.seed,
-        "precision": config.trainer.get("precision"), "accumulate": config.trainer.get("accumulate_grad_batches", 1),
-    })
+    packed = Stage(
+        "packed",
+        named,
+        {
+            "corpus": corpus.key,
+            **made,
+            "block_size": config.training.block_size,
+            "mixture": training["mixture"],
+        },
+    )
+    adapted = Stage(
+        "adapted",
+        named,
+        {
+            "base": base,
+            "packed": packed.key,
+            "init": plain(config.init),
+            "training": training | {"rows": trained_rows(config)},
+            "seed": config.seed,
+            "precision": config.trainer.get("precision"),
+            "accumulate": config.trainer.get("accumulate_grad_batches", 1),
+        },
+    )
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
     return Plan(config, Store(Path(config.artifacts_dir)), base_dir, instruct_dir, base, instruct, adapted_dir, stages)
@@ -144,12 +166,13 @@ def describe_vocabularies(
     before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, held_out: HeldOutTexts
 ) -> dict[str, Any]:
     """Both vocabularies on the same held-out text, and the same sentence as each of them cuts it."""
-    sentences = [texts[0].split("\n")[0][:160] for texts in held_out.values() if texts]
+    sentences = {language: texts[0].split("\n")[0][:160] for language, texts in held_out.items() if texts}
     return {
         "before": vocabulary_report(before, held_out),
         "after": vocabulary_report(after, held_out),
-        "segmentations": [
-            {"text": text, "before": segmentations(before, text), "after": segmentations(after, text)} for text in sentences
+        "examples": [
+            {"language": language, "before": segmentations(before, text), "after": segmentations(after, text)}
+            for language, text in sentences.items()
         ],
     }
 
@@ -239,7 +262,7 @@ def bits_before_training(trainer: Trainer, module: EmbeddingTraining, data: Pack
 
 
 def trained_rows(config: DictConfig) -> Literal["all", "new"]:
-    """Which rows move: `auto` is the new ones under Extension, whose old rows are right as they are, and all elsewhere."""
+    """Which rows move: `auto` is the new ones under Extension, whose old rows are right as they are, else all."""
     if config.training.rows == "auto":
         return "new" if variant_name(config) == "extension" else "all"
     return config.training.rows
@@ -251,7 +274,9 @@ def log_again(loggers: list[Logger], checkpoint: str) -> None:
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             for row in state[STATE_KEY]["history"]:
-                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+                logger.log_metrics(
+                    {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])
+                )
 
 
 def make_training(
@@ -341,9 +366,7 @@ def make_judge(
     )
 
 
-def judge_all(
-    judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings, adapted: Embeddings
-) -> Iterator[Judged]:
+def judge_all(judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings, adapted: Embeddings) -> Iterator[Judged]:
     """The untouched instruct model, the tables before training, and the adapted tables by every rule."""
     config = plan.config
     vocabulary = plan.stages["operator"].key
@@ -351,7 +374,7 @@ def judge_all(
     trained = {"adapted": plan.stages["adapted"].key, "directory": plan.adapted_fingerprint}
     yield judge.judge(Candidate(ORIGINAL, None, None, {}))
     if not config.adapted:
-        yield judge.judge(Candidate(UNTRAINED, initial, build(config.propagation.swap) if "swap" in config.propagation else swap, started_from))
+        yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
         export_dir = run_dir / "models" / str(name) if name in config.export else None
         candidate = Candidate(str(name), adapted, build(node), {**trained, "operator": vocabulary, "rule": plain(node)})

@@ -38,12 +38,12 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
 
 
 def _sizes(config: DictConfig) -> dict[str, str]:
-    training = config.training
+    training, name = config.training, variant_name(config)
     per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1)
     variant = ", ".join(f"{key} {value}" for key, value in config.tokenizer.items() if not str(key).startswith("_"))
     return {
         "corpus": config.corpus.name,
-        "tokenizer": str(config.adapted) if config.adapted else f"{variant_name(config)} ({variant})" if variant else variant_name(config),
+        "tokenizer": str(config.adapted or (f"{name} ({variant})" if variant else name)),
         "training": (
             "none: trained tables are given"
             if config.adapted
@@ -80,8 +80,12 @@ def _vocabulary_table(result: Result) -> Table:
         facts = result.tokenizer[name]
         for language, cost in facts["languages"].items():
             table.add_row(
-                name, f"{facts['size']:,}", language, f"{cost['characters_per_token']:.2f}",
-                f"{cost['tokens_per_word']:.2f}", str(facts["unreachable_tokens"]),
+                name,
+                f"{facts['size']:,}",
+                language,
+                f"{cost['characters_per_token']:.2f}",
+                f"{cost['tokens_per_word']:.2f}",
+                str(facts["unreachable_tokens"]),
             )
     return table
 
@@ -90,7 +94,7 @@ def _next_command(config: DictConfig) -> str:
     if "benchmark" not in config.stages:
         return "lep  (without stages=...: train, propagate, benchmark)"
     if config.model.name == "tiny" and not config.export:
-        return "lep -m tokenizer=bpe,unigram,extension,optimization   or   lep model.instruct=package:lep.assets/tiny/instruct_far"
+        return "lep -m tokenizer=bpe,unigram,extension,optimization"
     if not config.export:
         return "the same command with export=[conversion] writes a model directory to chat with"
     return 'python -c "from transformers import pipeline; ..."  (the card in the model directory has it whole)'

@@ -58,7 +58,9 @@ def _stem_and_class(nominative: str, stem: str | None, gender: str | None) -> tu
     last = nominative[-1]
     body = nominative[:-1]
     if last == "а":
-        declension = "f-velar" if body[-1] in "гкх" else "f-ts" if body[-1] == "ц" else "f-hush" if body[-1] in "жшчщ" else "f"
+        declension = (
+            "f-velar" if body[-1] in "гкх" else "f-ts" if body[-1] == "ц" else "f-hush" if body[-1] in "жшчщ" else "f"
+        )
     elif last == "я":
         declension = "f-iya" if body[-1] == "и" else "f-soft"
     elif last == "о":
@@ -76,7 +78,7 @@ def _stem_and_class(nominative: str, stem: str | None, gender: str | None) -> tu
 
 
 def noun(en: str, nominative: str, *, stem: str | None = None, gender: str | None = None, alive: bool = False) -> Noun:
-    """Decline a Russian noun. `stem` states a stem that loses its vowel; `alive` makes the masculine accusative genitive."""
+    """Decline a Russian noun. `stem`: one that loses its vowel; `alive`: its masculine accusative is the genitive."""
     oblique, declension = _stem_and_class(nominative, stem, gender)
     forms = [nominative] + [oblique + (ending or "") for ending in _ENDINGS[declension][1:]]
     if declension.startswith("m"):
@@ -120,8 +122,8 @@ _ANIMALS = """кошка cat|собака dog|корова cow|коза goat|б�
 _FOODS = """хлеб bread|суп soup|рис rice|сыр cheese|каша porridge|рыба fish|капуста cabbage|картошка potato
 морковь carrot|молоко milk|мясо meat|масло butter|варенье jam|шоколад chocolate|торт cake|малина raspberry"""
 _OBJECTS = """лампа lamp|книга book|чашка cup|тарелка plate|картина picture|сумка bag|шапка cap|рубашка shirt
-гитара guitar|машина car|лодка boat|игрушка toy|корзина basket|коробка box|подушка pillow|газета newspaper|карта map
-тетрадь notebook|дверь door|стол table|стул chair|диван sofa|шкаф wardrobe|телефон telephone|велосипед bicycle
+гитара guitar|машина car|лодка boat|игрушка toy|корзина basket|коробка box|подушка pillow|газета newspaper
+карта map|тетрадь notebook|дверь door|стол table|стул chair|диван sofa|шкаф wardrobe|телефон telephone|велосипед bicycle
 самолёт plane|чемодан suitcase|зонт umbrella|карандаш pencil|журнал magazine|фонарик flashlight|ковёр carpet|барабан drum
 зеркало mirror|кресло armchair|одеяло blanket|колесо wheel|кольцо ring|ведро bucket|окно window"""
 _ADJECTIVES = """красный red|чёрный black|белый white|зелёный green|жёлтый yellow|серый grey|новый new|старый old

@@ -111,7 +111,12 @@ class Person:
                     Line(f"What animal does {name.en} have?", f"Какое животное есть у {name.gen}?"),
                     Line(f"{name.en} has {article(pet.en)} {pet.en}.", f"У {name.gen} есть {pet.nom}."),
                 ),
-                (Line(f"{name.en} takes care of {article(pet.en)} {pet.en}.", f"{name.nom} заботится о своём питомце: это {pet.nom}."),),
+                (
+                    Line(
+                        f"{name.en} takes care of {article(pet.en)} {pet.en}.",
+                        f"{name.nom} заботится о своём питомце: это {pet.nom}.",
+                    ),
+                ),
             ),
             (
                 Exchange(
@@ -127,7 +132,8 @@ def _populate() -> tuple[tuple[Person, ...], tuple[Person, ...]]:
     """The people of the world: those whose facts the adaptation text holds, and those whose facts it never does."""
     rng = random.Random(_WORLD_SEED)
     people = [
-        Person(name, rng.choice(TOWNS), rng.choice(PROFESSIONS), rng.choice(ANIMALS), rng.choice(FOODS)) for name in PEOPLE
+        Person(name, rng.choice(TOWNS), rng.choice(PROFESSIONS), rng.choice(ANIMALS), rng.choice(FOODS))
+        for name in PEOPLE
     ]
     men, women = people[: len(MEN)], people[len(MEN) :]
     assert len(men) == len(MEN) and len(women) == len(WOMEN)
@@ -305,7 +311,9 @@ _SYLLABLES = {
 def _words_to_copy(rng: random.Random, language: str) -> str:
     """A row of words in no order: real ones, or invented ones that no model can know by heart."""
     if rng.random() < 0.35:
-        return " ".join("".join(rng.choices(_SYLLABLES[language], k=rng.randint(1, 3))) for _ in range(rng.randint(2, 6)))
+        return " ".join(
+            "".join(rng.choices(_SYLLABLES[language], k=rng.randint(1, 3))) for _ in range(rng.randint(2, 6))
+        )
     nouns = rng.choices((*OBJECTS, *ANIMALS, *FOODS, *PEOPLE, *TOWNS, *PROFESSIONS), k=rng.randint(3, 8))
     if language == "en":
         return " ".join(noun.en for noun in nouns)
@@ -406,7 +414,7 @@ def write_documents(
 
 @dataclass(frozen=True)
 class MicroWorldText:
-    """The adaptation corpus of the micro-world: `num_documents` documents in which only SEEN people's facts are told."""
+    """The adaptation corpus of the micro-world: documents in which only SEEN people's facts are told."""
 
     num_documents: int
     russian_share: float = 0.7
@@ -438,7 +446,9 @@ def _fact_items(rng: random.Random, people: tuple[Person, ...], group: str, lang
     ]
 
 
-def _ranked_fact_items(rng: random.Random, people: tuple[Person, ...], group: str, language: str, limit: int) -> list[Item]:
+def _ranked_fact_items(
+    rng: random.Random, people: tuple[Person, ...], group: str, language: str, limit: int
+) -> list[Item]:
     """The person's answer among three that would be right for others (same relation, different wording)."""
     asked = [(person, relation) for person in people for relation in range(4)]
     rng.shuffle(asked)
@@ -464,7 +474,7 @@ def _wrong_answers(rng: random.Random, person: Person, relation: int, language: 
 
 
 def _agreement_item(rng: random.Random, language: str) -> Item:
-    """A right sentence and the same with one broken agreement: gender of verb or adjective, case, verb form, article."""
+    """A right sentence and the same with one broken agreement: gender of verb or adjective, case, verb form."""
     who = rng.choice(PEOPLE)
     adjective, thing = rng.choice(ADJECTIVES), rng.choice(OBJECTS)
     if language == "en":

@@ -152,7 +152,9 @@ def _chat_rows(job: tuple[str, int, int]) -> np.ndarray:
     return rows
 
 
-def _gather(worker: Callable[[tuple[str, int, int]], np.ndarray], name: str, count: int, width: int, tokenizer_dir: Path) -> torch.Tensor:
+def _gather(
+    worker: Callable[[tuple[str, int, int]], np.ndarray], name: str, count: int, width: int, tokenizer_dir: Path
+) -> torch.Tensor:
     """Run `worker` on every core and stack what the workers draw; the draw depends on `name` and `count` alone."""
     share = 2_048
     jobs = [(f"{name}-{i}", min(share, count - i * share), width) for i in range(math.ceil(count / share))]
@@ -287,9 +289,7 @@ def tune(
         plain = text_batch(step)
         return loss + text_weight * _next_token_loss(forward(plain[:, :-1]), plain[:, 1:])
 
-    _minimise(
-        model, loss_at, steps=steps, learning_rate=learning_rate, weight_decay=0.0, warmup_steps=50, name=name
-    )
+    _minimise(model, loss_at, steps=steps, learning_rate=learning_rate, weight_decay=0.0, warmup_steps=50, name=name)
 
 
 def relative_change(tuned: LlamaForCausalLM, base: LlamaForCausalLM) -> dict[str, float]:
@@ -341,7 +341,15 @@ def make_pair(recipe: Recipe, out_dir: Path, device: torch.device) -> None:
         tuned = _new_model(recipe, tokenizer).to(device)
         tuned.load_state_dict(base.state_dict())
         tune(
-            recipe, tuned, chats, text, device, steps=steps, learning_rate=learning_rate, text_weight=text_weight, name=name
+            recipe,
+            tuned,
+            chats,
+            text,
+            device,
+            steps=steps,
+            learning_rate=learning_rate,
+            text_weight=text_weight,
+            name=name,
         )
         facts[f"{name}_relative_change"] = relative_change(tuned.cpu(), base.cpu())
         base.to(device)
