@@ -42,8 +42,8 @@ class EmbeddingTraining(pl.LightningModule):
     rows: "all" trains whole tables; "new" only the rows from `first_new_row` on (Extension: the rows that the old
         vocabulary did not have), with no gradient or optimizer memory for the others.
     frozen_rows: ids of tokens whose rows must not move (special tokens).
-    body_dtype: of the frozen weights. "auto" is bfloat16 on an accelerator that has it, and what they are elsewhere.
-        The tables train in float32 whatever it is.
+    body_dtype: of the frozen weights, set when training starts. "auto" is bfloat16 on an accelerator that has it, and
+        float32 elsewhere (a CPU multiplies bfloat16 no faster). The tables train in float32 whatever it is.
     ignored_id: a token id that is never a target (padding within blocks).
     """
 
@@ -80,13 +80,11 @@ class EmbeddingTraining(pl.LightningModule):
         self.strict_loading = False
 
         self.body = _take_body(model, embeddings)
-        settings: dict[str, Any] = {
-            "first_trained": first_trained,
-            "frozen_rows": frozen_rows,
-            "frozen_dtype": model.dtype,
-        }
-        self.input = TrainedTable(embeddings.input, **settings)
-        self.output = self.input if embeddings.output is None else TrainedTable(embeddings.output, **settings)
+        table, head = embeddings.input, embeddings.output
+        self.input = TrainedTable(table, first_trained=first_trained, frozen_rows=frozen_rows)
+        self.output = (
+            self.input if head is None else TrainedTable(head, first_trained=first_trained, frozen_rows=frozen_rows)
+        )
 
         self.history: list[dict[str, float]] = []  # one row for each logged step and each validation
         self.latest: dict[str, float] = {}  # last value of every metric, for progress displays
@@ -129,10 +127,10 @@ class EmbeddingTraining(pl.LightningModule):
                 "with scaled gradients. Use 32-true with training.body_dtype=bfloat16 (leanest), or bf16-mixed."
             )
         dtype = _body_dtype(self.body_dtype, self.trainer.strategy.root_device)
-        frozen = [p for p in self.parameters() if not p.requires_grad and p.is_floating_point()]
-        for parameter in frozen if dtype else ():
+        for parameter in self.parameters():
             # Parameters only: the buffers of rotary positions must stay float32.
-            parameter.data = parameter.data.to(dtype)
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -295,11 +293,9 @@ def cosine_schedule(warmup_steps: int, total_steps: int, *, final: float = 0.0) 
     return scale
 
 
-def _body_dtype(name: BodyDtype, device: torch.device) -> torch.dtype | None:
-    """The dtype to turn the frozen weights into, or None to leave them as they are."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def _body_dtype(name: BodyDtype, device: torch.device) -> torch.dtype:
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and has_bfloat16) else torch.float32
 
 
 def _first_trained(embeddings: Embeddings, rows: str, first_new_row: int | None) -> int:

@@ -16,7 +16,7 @@ class TrainedTable(nn.Module):
     """An embedding table [U, D] of which the rows from `first_trained` on are trained.
 
     The trained rows are a float32 parameter, a copy of the given ones: AdamW loses small updates in bfloat16. The
-    first rows are a frozen tensor in `frozen_dtype`, so they cost neither gradient nor optimizer state.
+    first rows are a frozen tensor, which may be cast to the dtype of the body: neither gradient nor optimizer state.
     `frozen_rows` are single rows among the trained ones that must not move (special tokens): before an optimizer step
     `zero_frozen_gradient_` keeps them out of gradient clipping and of the moments, and after it `restore_frozen_rows_`
     undoes their weight decay.
@@ -31,14 +31,13 @@ class TrainedTable(nn.Module):
         *,
         first_trained: int = 0,
         frozen_rows: Sequence[int] = (),
-        frozen_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         table = table.detach()
         self.first_trained = first_trained
         self.trained = nn.Parameter(table[first_trained:].to("cpu", torch.float32, copy=True))
         # A parameter and not a buffer: data-parallel training sends buffers around before every forward pass.
-        self.frozen = nn.Parameter(table[:first_trained].to(frozen_dtype), requires_grad=False)
+        self.frozen = nn.Parameter(table[:first_trained], requires_grad=False)
         self._first_rows = table[:first_trained]
         rows = torch.tensor([row - first_trained for row in frozen_rows if row >= first_trained], dtype=torch.int64)
         self.register_buffer("frozen_rows", rows, persistent=False)

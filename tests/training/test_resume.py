@@ -100,6 +100,17 @@ def test_a_validation_that_a_kill_cut_off_is_not_lost(tmp_path: Path):
     assert_same(resumed, whole)
 
 
+def test_a_finished_run_is_taken_up_with_its_tables_and_trains_no_more(tmp_path: Path):
+    whole, again = pico_module(), pico_module()
+    pico_fit(whole, STEPS, data=data(), checkpoints=tmp_path)
+    ended = []
+    callback = pl.Callback()
+    callback.on_fit_end = lambda *_: ended.append(True)
+    pico_fit(again, STEPS, data=data(), checkpoints=tmp_path, resume=True, callbacks=[callback])
+    assert_same(again, whole)
+    assert ended == [True]
+
+
 DOOMED_RUN = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
