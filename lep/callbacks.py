@@ -33,7 +33,7 @@ from lep.vocabulary import SubtokenOperator
 
 ORIGINAL, UNTRAINED = "original", "no training"
 # Conversations that show where a turn ends: short texts, so that every model reads them whole.
-PROBES, PROBE_CHARACTERS = 64, 160
+PROBES, PROBE_CHARACTERS = 128, 200  # of each language
 
 
 class Suite(Protocol):
@@ -88,7 +88,9 @@ class Judge:
     def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
         """The row of one model, from the store if it was judged before. Writes a model directory if asked."""
         inputs = {"judge": dict(self.key), "model": candidate.name, "made from": candidate.key}
-        artifact = self.store.get_or_build("scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out))
+        artifact = self.store.get_or_build(
+            "scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out)
+        )
         if export_dir is not None and not export_dir.exists():
             self._export(candidate, export_dir)
         return read_judged(artifact.path)
@@ -131,9 +133,10 @@ class Judge:
         return model, self.tokenizer, diagnostics
 
     def _probes(self) -> list[str]:
-        """Held-out sentences that serve as answers, the same for every model."""
-        texts = [text.split("\n")[0][:PROBE_CHARACTERS].strip() for texts in self.held_out.values() for text in texts]
-        return [text for text in texts if text][:PROBES] if self.instruct_tokenizer.chat_template else []
+        """Held-out lines that serve as answers, the same for every model: whole ones, so that a turn may end there."""
+        lines = [text.split("\n")[0].strip() for texts in self.held_out.values() for text in texts[:PROBES]]
+        whole = [line for line in lines if line.endswith((".", "!", "?")) and len(line) <= PROBE_CHARACTERS]
+        return whole if self.instruct_tokenizer.chat_template else []
 
     def _restore_end_of_turn(self, model: PreTrainedModel, probes: Sequence[str], reference: Tensor) -> dict[str, Any]:
         token = end_of_turn(self.tokenizer)
@@ -142,9 +145,7 @@ class Judge:
         ends, others = turn_end_states(model, self.tokenizer, probes)
         head = model.get_output_embeddings().weight
         tied = head is model.get_input_embeddings().weight
-        row, report = restore_end_of_turn(
-            ends, others, head, token=token, original_margins=reference, tied=tied
-        )
+        row, report = restore_end_of_turn(ends, others, head, token=token, original_margins=reference, tied=tied)
         with torch.no_grad():
             head[token] = row.to(head)
         return report
@@ -207,7 +208,9 @@ class PropagateAndBenchmark(pl.Callback):
     Publishing comes first, so that a benchmark that fails costs no training.
     """
 
-    def __init__(self, publish: Callable[[Embeddings, list[dict[str, float]]], None], judge: Callable[[Embeddings], None]):
+    def __init__(
+        self, publish: Callable[[Embeddings, list[dict[str, float]]], None], judge: Callable[[Embeddings], None]
+    ):
         self._publish = publish
         self._judge = judge
 

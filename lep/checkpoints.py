@@ -49,7 +49,11 @@ def _download(repository: str, revision: str | None, *, key: str, weights: bool)
 
 def fingerprint(directory: Path) -> dict[str, str]:
     """What a model directory holds, so that a key changes when it does: digest, or size and time, by file."""
-    return {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.suffix in (".json", ".safetensors", ".model", ".jinja")}
+    return {
+        path.name: _digest(path)
+        for path in sorted(directory.iterdir())
+        if path.suffix in (".json", ".safetensors", ".model", ".jinja")
+    }
 
 
 def _digest(path: Path) -> str:
@@ -63,7 +67,9 @@ def load_tokenizer(directory: Path, *, key: str) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a directory. ValueError if it has only a slow one."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{key}={directory} has no fast tokenizer (tokenizer.json), which every vocabulary here is read from")
+        raise ValueError(
+            f"{key}={directory} has no fast tokenizer (tokenizer.json), which every vocabulary here is read from"
+        )
     return tokenizer
 
 

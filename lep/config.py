@@ -27,7 +27,9 @@ def build(node: DictConfig | ListConfig | Mapping[str, Any], **arguments: Any) -
     """Build what a config node names, after checking every `_target_` in it. ValueError on one that is not allowed."""
     for target in _targets(node):
         if not target.startswith(ALLOWED_TARGETS):
-            raise ValueError(f"_target_={target} is not allowed: a target starts with one of {', '.join(ALLOWED_TARGETS)}")
+            raise ValueError(
+                f"_target_={target} is not allowed: a target starts with one of {', '.join(ALLOWED_TARGETS)}"
+            )
     return instantiate(node, _convert_="all", **arguments)
 
 

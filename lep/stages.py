@@ -25,7 +25,7 @@ from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.micro import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
-from lep.chat import result_tokenizer
+from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, check_context, plain
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
 from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings
@@ -85,6 +85,10 @@ def make_plan(config: DictConfig) -> Plan:
     instruct_dir = None
     if config.model.instruct and "propagation" in config.stages:
         instruct_dir = checkpoints.resolve(config.model.instruct, config.model.instruct_revision, key="model.instruct")
+        check_siblings(
+            checkpoints.load_tokenizer(base_dir, key="model.base"),
+            checkpoints.load_tokenizer(instruct_dir, key="model.instruct"),
+        )
     check_context(config.training.block_size, checkpoints.context_length(base_dir))
     base = checkpoints.fingerprint(base_dir)
     base_tokenizer = {name: digest for name, digest in base.items() if "token" in name or name.endswith(".model")}
@@ -293,7 +297,7 @@ def make_training(
     specials = sorted(read_vocabulary(tokenizer).specials) if settings.freeze_special_tokens else []
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
-        checkpoints.load_model(plan.base_dir, dtype=getattr(torch, settings.body_dtype)),
+        checkpoints.load_model(plan.base_dir),
         initial,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
@@ -301,6 +305,7 @@ def make_training(
         betas=tuple(settings.betas),
         final_learning_rate=settings.final_learning_rate,
         rows=rows,
+        body_dtype=settings.body_dtype,
         first_new_row=base_size if rows == "new" else None,
         frozen_rows=[row for row in specials if rows == "all" or row >= base_size],
     )
@@ -342,7 +347,7 @@ def make_judge(
     assert plan.instruct_dir is not None, "checked before any work"
     config = plan.config
     instruct_tokenizer = checkpoints.load_tokenizer(plan.instruct_dir, key="model.instruct")
-    chatting, kept_rows = result_tokenizer(tokenizer, instruct_tokenizer)
+    chatting, _ = result_tokenizer(tokenizer, instruct_tokenizer)
     suites = {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in config.stages else {}
     accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return Judge(
@@ -350,7 +355,7 @@ def make_judge(
         instruct_dir=plan.instruct_dir,
         instruct_tokenizer=instruct_tokenizer,
         tokenizer=chatting,
-        kept_rows=kept_rows,
+        kept_rows=special_pairs(chatting, instruct_tokenizer),
         base=base,
         operator=operator,
         suites=suites,

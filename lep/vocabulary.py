@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_array
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -208,7 +209,7 @@ class SubtokenOperator:
         Streamed over blocks of new rows; only the base rows a block needs are ever widened to float32. Rows of
         the table beyond the tokenizer's vocabulary (padding) are not read.
         """
-        rows, columns = self.weights.shape
+        rows, columns = len(self.exact), int(self.weights.shape[1])  # type: ignore[index]
         if table.shape[0] < columns:
             raise ValueError(
                 f"embedding table: {table.shape[0]} rows, but the tokenizer has ids up to {columns - 1}. "
@@ -374,8 +375,16 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def _pre_tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A skeleton tokenizer.json with nothing but the pre-tokenizer: large models need not be written out for it."""
+    skeleton = Tokenizer(BPE())
+    if tokenizer.backend_tokenizer.pre_tokenizer is not None:
+        skeleton.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    return json.loads(skeleton.to_str())
+
+
 def _pre_tokenizer_marks_spaces(tokenizer: PreTrainedTokenizerFast) -> bool:
-    return any(step["type"] == "Metaspace" for step in components(tokenizer_json(tokenizer)["pre_tokenizer"]))
+    return any(step["type"] == "Metaspace" for step in components(_pre_tokenizer_json(tokenizer)["pre_tokenizer"]))
 
 
 def bare_tokenizer(
@@ -385,15 +394,18 @@ def bare_tokenizer(
 
     `merges_only` also switches off `ignore_merges`, so that a piece comes out whole only where merges make it.
     """
-    spec = tokenizer_json(tokenizer)
-    spec |= {"normalizer": None, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    for step in components(spec["pre_tokenizer"]):
+    model = tokenizer.backend_tokenizer.model
+    bare = Tokenizer(model)  # shares the model, which may be large
+    if merges_only and getattr(model, "ignore_merges", False):
+        spec = json.loads(bare.to_str())
+        spec["model"]["ignore_merges"] = False
+        bare = Tokenizer.from_str(json.dumps(spec))
+    skeleton = _pre_tokenizer_json(tokenizer)
+    for step in components(skeleton["pre_tokenizer"]):
         if "prepend_scheme" in step:
             step["prepend_scheme"] = "never"
         if "add_prefix_space" in step:
             step["add_prefix_space"] = False
-    if not pre_tokenizer:
-        spec["pre_tokenizer"] = None
-    if merges_only and spec["model"]["type"] == "BPE":
-        spec["model"]["ignore_merges"] = False
-    return Tokenizer.from_str(json.dumps(spec))
+    if pre_tokenizer and skeleton["pre_tokenizer"] is not None:
+        bare.pre_tokenizer = Tokenizer.from_str(json.dumps(skeleton)).pre_tokenizer
+    return bare

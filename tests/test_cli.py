@@ -26,7 +26,9 @@ SMALL = (
 
 
 def lep(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, check=check)
+    return subprocess.run(
+        command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, check=check
+    )
 
 
 def command(*overrides: str) -> list[str]:

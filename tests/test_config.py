@@ -19,7 +19,12 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_module("lep.conf", version_base="1.3"):
-        return compose("config", overrides=["corpus.paths=[texts/*.txt]", *overrides] if "corpus=text_files" in overrides or "experiment=smollm2_ru" in overrides else list(overrides))
+        return compose(
+            "config",
+            overrides=["corpus.paths=[texts/*.txt]", *overrides]
+            if "corpus=text_files" in overrides or "experiment=smollm2_ru" in overrides
+            else list(overrides),
+        )
 
 
 def targets(node: object, key: str = ""):
@@ -52,9 +57,15 @@ def test_every_option_composes_resolves_and_binds(group: str, option: str):
 
 def test_every_group_is_in_the_wheel():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {"lep.conf." + ".".join(path.parent.relative_to(CONF).parts) for path in CONF.rglob("*.yaml") if path.parent != CONF}
+    folders = {
+        "lep.conf." + ".".join(path.parent.relative_to(CONF).parts)
+        for path in CONF.rglob("*.yaml")
+        if path.parent != CONF
+    }
     assert folders == {name for name in packages if name.startswith("lep.conf.")}
-    code = {"lep." + ".".join(path.parent.relative_to(ROOT / "lep").parts) for path in (ROOT / "lep").glob("*/__init__.py")}
+    code = {
+        "lep." + ".".join(path.parent.relative_to(ROOT / "lep").parts) for path in (ROOT / "lep").glob("*/__init__.py")
+    }
     assert code == {name for name in packages if name.startswith("lep.") and not name.startswith("lep.conf")}
 
 

@@ -40,7 +40,10 @@ def imports() -> dict[str, set[str]]:
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 modules = [f"lep.{alias.name}" for alias in node.names] if node.module == "lep" else [node.module]
-            names.update(".".join(module.split(".")[:2]) if module.startswith("lep") else module.split(".")[0] for module in modules)
+            names.update(
+                ".".join(module.split(".")[:2]) if module.startswith("lep") else module.split(".")[0]
+                for module in modules
+            )
     return found
 
 

@@ -26,7 +26,8 @@ class Continuation:
         for language, prompts in self.prompts.items():
             written = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
             records += [
-                Record("continuation", language, prompt, found.text, "", False) for prompt, found in zip(prompts, written, strict=True)
+                Record("continuation", language, prompt, found.text, "", False)
+                for prompt, found in zip(prompts, written, strict=True)
             ]
             speed = generation_speed(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
             details["speed" if not details else f"speed/{language}"] = speed  # the first language is the target

@@ -20,7 +20,6 @@ from lep.assets.microworld import Item, benchmark_items
 from lep.benchmark.metrics import exact_match, length_ratio, mean_and_stderr, paired_difference
 from lep.benchmark.scoring import (
     Generation,
-    end_of_turn,
     end_tokens,
     generate,
     option_scores,
@@ -28,6 +27,7 @@ from lep.benchmark.scoring import (
     sequence_logprobs,
     tokens_before,
 )
+from lep.chat import end_of_turn
 from lep.results import Score
 
 Stop = Literal["end of turn", "other end token", "newline", "never"]

@@ -72,15 +72,6 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """The special token that the chat template writes after an assistant's answer; None if it writes none."""
-    answer = "0"
-    turns = [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}]
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    after = rendered[rendered.rindex(answer) + len(answer) :]
-    return next((i for i in _ids(tokenizer, [after], chat=True)[0] if i in end_tokens(tokenizer)), None)
-
-
 def end_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     """Every special token of the tokenizer: none of them belongs to an answer, so each ends it."""
     return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)

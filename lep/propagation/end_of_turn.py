@@ -1,8 +1,9 @@
 """The end of a turn, after the rest of the output table has moved: one row changed so that it wins where it should.
 
-The end-of-turn token keeps the instruct model's output row, but its rivals (newline, `</s>`) were trained on. Here its
-row is given the smallest change that puts it back on top at the ends of answers and nowhere else. In: hidden states of
-the propagated model. Out: the row and what it took. Collecting the states is the caller's work.
+The end-of-turn token keeps the instruct model's output row, but its rivals (newline, `</s>`) may have moved. Here its
+row is moved along one direction, that in which the ends of answers stand out from other positions, as far as it takes
+to win as often as it did. In: hidden states of the propagated model. Out: the row and what it took. Collecting the
+states is the caller's work.
 """
 
 # N ends of answers, M other positions, V vocabulary, D hidden
@@ -11,11 +12,8 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 256  # logits of 256 positions over 128k tokens are 256 MiB in float64
-MOST_STEPS, SMALLEST_STEP = 100, 1e-6  # about ten steps are usual
-# Two parts in a thousand of a margin are given up rather than chased with a large change.
-RIDGE = 1e-3
-# Where ends and other positions ask for opposite things, the other positions are obeyed first.
-OTHER_RIDGE = 1e-5
+# Of the spread of the other positions, added evenly: there may be fewer of them than dimensions.
+SHRINKAGE = 0.1
 
 
 def margins(hidden: Tensor, output: Tensor, token: int) -> Tensor:
@@ -42,40 +40,35 @@ def restore_end_of_turn(
     original_margins: Tensor,
     tied: bool = False,
 ) -> tuple[Tensor, dict]:
-    """The token's output row [D] that wins at the ends as in the original model, in the table's dtype, and a report.
+    """The token's output row [D] that wins at the ends as often as in the original model, and a report.
 
     Takes the propagated model's states at the ends of answers [N, D] and at other positions [M, D], its output table
-    [V, D], and the margins [N] that the original instruct model had at these ends. If the token already wins at as many
-    ends as in the original, nothing is changed. Else the change is the shortest that
-    - gives the ends it lost the original's margin, and takes nothing from ends it still wins;
-    - at other positions takes at most half of its distance to the winner, and nothing where it wrongly wins.
-    When these contradict, the second is kept before the first, and the report says how far each holds. A tied model is
-    left alone: its row is also the token's input, which is right as it is.
+    [V, D], and the margins [N] that the original instruct model had at these ends. Nothing is changed where the token
+    lost no more ends than chance would have it lose (two standard errors of the difference), nor in a tied model,
+    whose row is also the token's input. The step is found on every other end, and kept only if it also helps on the
+    ends it was not found on without letting the token win more often at other positions.
     """
-    ends, others = (states.detach().to("cpu", torch.float64) for states in (ends, others))
-    original_margins = original_margins.to("cpu", torch.float64)
     if len(ends) != len(original_margins):
         raise ValueError(
             f"end of turn: {len(ends)} states at ends, but {len(original_margins)} original margins. Give one each."
         )
+    ends, others = (states.detach().to("cpu", torch.float64) for states in (ends, others))
+    wanted = original_margins.to("cpu", torch.float64) > 0
     now, elsewhere = margins(ends, output, token), margins(others, output, token)
-    wanted = original_margins > 0
-    lost = wanted & (now <= 0)
     row = output[token].detach().to("cpu", torch.float64)
     change, reason = torch.zeros_like(row), None
-    if (now > 0).sum() >= wanted.sum():
-        reason = "it wins as often as in the original"
+    if not lost_beyond_chance(wanted, now > 0):
+        reason = "it wins as often as in the original, within the noise"
     elif tied:
         reason = "tied: the row is also the token's input"
     else:
-        keep = wanted & ~lost
-        needs = torch.where(lost, original_margins - now, -(now - torch.minimum(now, original_margins)))[lost | keep]
-        room = (-elsewhere / 2).clamp_min(0)
-        change = shortest_change(ends[lost | keep], needs, others, room)
+        change = smallest_step(ends[::2], now[::2], others, target=int(wanted[::2].sum()))
+        if not _helps(now[1::2], ends[1::2] @ change, elsewhere, others @ change):
+            change, reason = torch.zeros_like(row), "no step helps on ends that it was not found on"
     new_row = (row + change).to(output.dtype)
     taken = new_row.to(torch.float64) - row
     return new_row, {
-        "changed": bool(taken.any()),
+        "changed": bool(change.any()),
         "unchanged_because": reason,
         "ends": len(ends),
         "won_in_original": _share(wanted),
@@ -88,33 +81,35 @@ def restore_end_of_turn(
     }
 
 
-def shortest_change(ends: Tensor, needs: Tensor, others: Tensor, room: Tensor) -> Tensor:
-    """The shortest d [D] with `ends d >= needs` and `others d <= room`, up to a small ridge on what is missed.
+def lost_beyond_chance(wanted: Tensor, won: Tensor) -> bool:
+    """Whether ends lost outnumber ends gained by more than two standard errors (a sign test on the pairs)."""
+    lost, gained = int((wanted & ~won).sum()), int((~wanted & won).sum())
+    return lost - gained > 2 * (lost + gained) ** 0.5
 
-    Minimises `|d|^2 + sum missed^2 / ridge`, which is convex and piecewise quadratic, by Newton steps on the
-    constraints missed so far: a few steps of one D x D system each.
-    """
-    rows, bounds = torch.cat([ends, -others]), torch.cat([needs, -room])
-    ridges = torch.cat([torch.full_like(needs, RIDGE), torch.full_like(room, OTHER_RIDGE)])
-    weights = 1 / (ridges * ends.square().sum(dim=1).mean())
 
-    def cost(change: Tensor) -> Tensor:
-        return change.square().sum() + (weights * (bounds - rows @ change).clamp_min(0).square()).sum()
+def smallest_step(ends: Tensor, now: Tensor, others: Tensor, *, target: int) -> Tensor:
+    """The shortest change [D] along `direction` after which the token wins at `target` of the ends [N, D]."""
+    along = direction(ends, others)
+    gains = ends @ along
+    # Where the token gains, how far it takes to win; the farthest of the nearest `target` is far enough.
+    needed = torch.where(gains > 0, (-now / gains).clamp_min(0), torch.inf).sort().values
+    reachable = needed[: max(target, 1)]
+    reachable = reachable[reachable.isfinite()]
+    # A hair beyond the tie, as greedy decoding breaks ties by id.
+    return along * (reachable.max().item() * (1 + 1e-3) + 1e-9 if len(reachable) else 0.0)
 
-    change = torch.zeros_like(rows[0])
-    for _ in range(MOST_STEPS):
-        missed = bounds - rows @ change
-        pressing = rows[missed > 0]
-        pressed = pressing.T * weights[missed > 0]
-        slope = change - pressed @ missed[missed > 0]
-        step = -torch.linalg.solve(torch.eye(len(change), dtype=torch.float64) + pressed @ pressing, slope)
-        size, now = 1.0, cost(change)
-        while size > SMALLEST_STEP and cost(change + size * step) > now + 1e-4 * size * (slope @ step):
-            size /= 2
-        if size <= SMALLEST_STEP or step.norm() <= 1e-10 * change.norm():
-            break
-        change = change + size * step
-    return change
+
+def direction(ends: Tensor, others: Tensor) -> Tensor:
+    """The direction [D] that tells ends from other positions with the least effect on the latter (Fisher's)."""
+    spread = others.T @ others / max(len(others), 1)
+    spread.diagonal().add_(SHRINKAGE * spread.diagonal().mean() + torch.finfo(torch.float64).tiny)
+    along = torch.linalg.solve(spread, ends.mean(dim=0) - others.mean(dim=0))
+    return along / along.norm()
+
+
+def _helps(ends: Tensor, gained: Tensor, others: Tensor, taken: Tensor) -> bool:
+    """More ends are won than before, and the token wins at no more of the other positions."""
+    return bool((ends + gained > 0).sum() > (ends > 0).sum() and (others + taken > 0).sum() <= (others > 0).sum())
 
 
 def _share(marks: Tensor) -> float | None:

@@ -27,8 +27,9 @@ SEEDS_PER_PIECE = 4  # more candidates are slower to prune, and the text they le
 MAX_WORDS = 2_000_000  # the most frequent distinct words train the vocabulary; the rest would only add hapaxes
 UNKNOWN_PENALTY = 10.0  # below the least likely piece; SentencePiece's constant
 PRINTABLE_ASCII = [chr(code) for code in range(0x21, 0x7F)]
-# SentencePiece reads one word a line: what would break a line, and its own mark, train as private characters.
-DISGUISE = {" ": MARK, MARK: "\ue000", "\n": "\ue001", "\t": "\ue002", "\r": "\ue003"}
+# SentencePiece reads one word a line and drops pieces of several spaces: white space, and its own mark for it, train as
+# private characters.
+DISGUISE = {" ": "\ue000", "\n": "\ue001", "\t": "\ue002", "\r": "\ue003", MARK: "\ue004"}
 TO_DISGUISE = str.maketrans(DISGUISE)
 FROM_DISGUISE = str.maketrans({disguise: character for character, disguise in DISGUISE.items()})
 

@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.assets.microworld import Item
 from lep.benchmark.micro import STOPS, Record, compare, read_records, run_micro, samples, summarise, write_records
-from lep.benchmark.scoring import end_of_turn, end_tokens, generate, render_chat
+from lep.benchmark.scoring import end_tokens, generate, render_chat
+from lep.chat import end_of_turn
 
 
 def record(task: str, right: bool, *, prompt: str = "p") -> Record:

@@ -9,7 +9,6 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM, PreT
 
 from lep.benchmark import scoring
 from lep.benchmark.scoring import (
-    end_of_turn,
     end_tokens,
     generate,
     option_scores,
@@ -18,6 +17,7 @@ from lep.benchmark.scoring import (
     target_logprobs,
     tokens_before,
 )
+from lep.chat import end_of_turn
 
 
 def slow_logits(model: LlamaForCausalLM, ids: list[int], known: int) -> torch.Tensor:

@@ -1,13 +1,11 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.testing import assert_close
 
-from lep.propagation.end_of_turn import margins, restore_end_of_turn, shortest_change
+from lep.propagation.end_of_turn import direction, lost_beyond_chance, margins, restore_end_of_turn, smallest_step
 
 TOKEN, HIDDEN, VOCABULARY = 3, 24, 40
 
@@ -35,15 +33,13 @@ def broken_model(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
-def test_a_token_that_lost_its_ends_wins_them_back_and_nothing_else(seed):
+def test_a_token_that_lost_its_ends_wins_most_of_them_back_and_nothing_else(seed):
     ends, others, _, after, original = broken_model(seed)
-    lost = margins(ends, after, TOKEN) <= 0
     row, report = restore_end_of_turn(ends, others, after, token=TOKEN, original_margins=original)
     table = after.clone()
     table[TOKEN] = row
     now = margins(ends, table, TOKEN)
-    assert report["won_before"] < report["won_in_original"] <= report["won_after"] == (now > 0).double().mean()
-    assert (now[lost] > 0.9 * original[lost]).all()
+    assert report["won_before"] < 0.4 < 0.8 < report["won_after"] == (now > 0).double().mean()
     assert torch.equal((others @ table.T).argmax(dim=1), (others @ after.T).argmax(dim=1))
     assert report["changed"] and report["wrongly_won_after"] == report["wrongly_won_before"]
     assert report["relative_change"] == pytest.approx(((row - after[TOKEN]).norm() / after[TOKEN].norm()).item())
@@ -73,13 +69,13 @@ def test_where_ends_and_other_positions_are_the_same_states_the_others_are_obeye
     ends, _, _, after, original = broken_model()
     row, report = restore_end_of_turn(ends, ends.clone(), after, token=TOKEN, original_margins=original)
     assert report["wrongly_won_after"] == report["wrongly_won_before"]
-    assert row.isfinite().all() and report["relative_change"] < 1
+    assert torch.equal(row, after[TOKEN]) and "no step helps" in report["unchanged_because"]
 
 
 def test_the_row_comes_in_the_tables_dtype_and_the_report_is_of_that_row():
     ends, others, _, after, original = broken_model()
     row, report = restore_end_of_turn(ends, others, after.bfloat16(), token=TOKEN, original_margins=original)
-    assert row.dtype is torch.bfloat16 and report["won_after"] == 1
+    assert row.dtype is torch.bfloat16 and report["won_after"] > 0.8
 
 
 def test_each_end_needs_its_margin():
@@ -105,20 +101,25 @@ def test_margins_are_those_of_the_whole_logits():
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
-def test_the_change_is_the_shortest_there_is(seed):
-    ends, others = normal(4, 16, seed=seed), normal(3, 16, seed=seed + 1)
-    needs, room = normal(4, seed=seed + 2), normal(3, seed=seed + 3).abs()
-    limits = [
-        {"type": "ineq", "fun": lambda d: (ends @ torch.from_numpy(d) - needs).numpy()},
-        {"type": "ineq", "fun": lambda d: (room - others @ torch.from_numpy(d)).numpy()},
-    ]
-    slow = minimize(lambda d: d @ d, np.zeros(16), jac=lambda d: 2 * d, constraints=limits, method="SLSQP", tol=1e-12)
-    found = shortest_change(ends, needs, others, room)
-    # The ridge leaves up to a hundredth of a need unmet, and is a little shorter for it.
-    assert_close(found.norm().item(), slow.fun**0.5, rtol=0.03, atol=1e-6)
-    assert (ends @ found >= needs - 0.03).all() and (others @ found <= room + 1e-3).all()
+def test_the_step_is_the_smallest_that_reaches_the_target(seed):
+    ends, others, _, after, _ = broken_model(seed)
+    now = margins(ends, after, TOKEN)
+    step = smallest_step(ends, now, others, target=20)
+    assert (now + ends @ step > 0).sum() >= 20
+    assert (now + ends @ (0.99 * step) > 0).sum() < 20
+    assert_close(step / step.norm(), direction(ends, others))
 
 
-def test_no_change_is_needed_where_every_limit_holds():
-    ends, others = normal(4, 16, seed=0), normal(3, 16, seed=1)
-    assert not shortest_change(ends, -torch.ones(4).double(), others, torch.zeros(3).double()).any()
+def test_the_direction_is_that_of_fisher():
+    """Against the slow, obvious solution: the inverse of the spread of the others, without shrinkage to speak of."""
+    others = normal(5000, 6, seed=0) * torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 0.5], dtype=torch.float64)
+    ends = others[:50] + normal(6, seed=1)
+    slow = torch.linalg.inv(others.T @ others / 5000) @ (ends.mean(dim=0) - others.mean(dim=0))
+    assert torch.dot(direction(ends, others), slow / slow.norm()) > 0.98
+
+
+def test_chance_is_no_loss():
+    wanted = torch.arange(100) < 80
+    assert not lost_beyond_chance(wanted, torch.arange(100) < 78)  # two lost
+    assert lost_beyond_chance(wanted, torch.arange(100) < 60)  # twenty lost
+    assert not lost_beyond_chance(wanted, torch.roll(wanted, 20))  # as many gained as lost
