@@ -123,9 +123,10 @@ _FOODS = """хлеб bread|суп soup|рис rice|сыр cheese|каша porrid
 морковь carrot|молоко milk|мясо meat|масло butter|варенье jam|шоколад chocolate|торт cake|малина raspberry"""
 _OBJECTS = """лампа lamp|книга book|чашка cup|тарелка plate|картина picture|сумка bag|шапка cap|рубашка shirt
 гитара guitar|машина car|лодка boat|игрушка toy|корзина basket|коробка box|подушка pillow
-газета newspaper|карта map|тетрадь notebook|дверь door|стол table|стул chair|диван sofa|шкаф wardrobe|телефон telephone|велосипед bicycle
-самолёт plane|чемодан suitcase|зонт umbrella|карандаш pencil|журнал magazine|фонарик flashlight|ковёр carpet|барабан drum
-зеркало mirror|кресло armchair|одеяло blanket|колесо wheel|кольцо ring|ведро bucket|окно window"""
+газета newspaper|карта map|тетрадь notebook|дверь door|стол table|стул chair|диван sofa
+шкаф wardrobe|телефон telephone|велосипед bicycle|самолёт plane|чемодан suitcase|зонт umbrella
+карандаш pencil|журнал magazine|фонарик flashlight|ковёр carpet|барабан drum|зеркало mirror
+кресло armchair|одеяло blanket|колесо wheel|кольцо ring|ведро bucket|окно window"""
 _ADJECTIVES = """красный red|чёрный black|белый white|зелёный green|жёлтый yellow|серый grey|новый new|старый old
 красивый beautiful|тяжёлый heavy|круглый round|деревянный wooden|дешёвый cheap|странный strange|чистый clean|большой big
 дорогой expensive|маленький little|мягкий soft|яркий bright"""

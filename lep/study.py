@@ -1,0 +1,75 @@
+"""A study's runs in one table: `python -m lep.study runs/gates` prints Markdown.
+
+Comes in: the records of runs that differ in seed and in one or more choices. Goes out: a line for each choice and model,
+means over seeds, and how much of the original instruct model each recovers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from lep.report import percent, task_name
+from lep.results import Result, Row, read_result
+
+
+def read_study(folder: Path) -> list[Result]:
+    """The finished runs below a folder. ValueError if there is none."""
+    results = [read_result(path) for path in sorted(folder.glob("*/result.json"))]
+    if not results:
+        raise ValueError(f"{folder} holds no finished run (no */result.json). Run the study first: lep -m experiment=...")
+    return results
+
+
+def study_table(results: Sequence[Result], language: str) -> str:
+    """Markdown: tokenizer and model down, tasks across; percent right, mean over seeds ± standard error over seeds.
+
+    In brackets the share of the original that is recovered. Characters a token and bits per byte close the line.
+    """
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    originals: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        for row in result.rows:
+            groups[result.choices.get("tokenizer", ""), row.name].append(row)
+            if row.name == "original":
+                for key, score in row.scores.items():
+                    originals[key].append(score.value)
+    keys = [key for key in originals if key.endswith(f"/{language}")]
+    names = [key.rpartition("/")[0] for key in keys]
+    lines = [
+        f"| tokenizer | model | seeds | {' | '.join(names)} | characters a token | bits a byte |",
+        "|" + "---|" * (len(names) + 5),
+    ]
+    for (tokenizer, name), rows in groups.items():
+        cells = [_cell([row.scores[key].value for row in rows], mean(originals[key]), name) for key in keys]
+        characters = mean(row.characters_per_token[language] for row in rows)
+        bits = mean(row.bits_per_byte[language].value for row in rows)
+        lines.append(
+            f"| {tokenizer} | {name} | {len(rows)} | {' | '.join(cells)} | {characters:.2f} | {bits:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], original: float, name: str) -> str:
+    error = f" ± {percent(stdev(values) / math.sqrt(len(values)))}" if len(values) > 1 else ""
+    share = f" ({percent(mean(values) / original)} %)" if original and name != "original" else ""
+    return f"{percent(mean(values))}{error}{share}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    results = read_study(parser.parse_args().folder)
+    counts = {key: score.n for key, score in results[0].rows[0].scores.items()}
+    for language in dict.fromkeys(key.rpartition("/")[2] for key in counts):
+        items = ", ".join(f"{task_name(key)} {n}" for key, n in counts.items() if key.endswith(f"/{language}"))
+        print(f"\n### {language}: {len(results)} runs, items a run: {items}\n")
+        print(study_table(results, language))
+
+
+if __name__ == "__main__":
+    main()
