@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lep.artifacts import Store
 from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token
 from lep.benchmark.micro import Record, read_records, write_records
+from lep.benchmark.scoring import end_tokens, generate, render_chat
 from lep.chat import end_of_turn
 from lep.checkpoints import load_model
 from lep.embeddings import Embeddings, read_embeddings, set_embeddings_
@@ -32,8 +33,9 @@ from lep.results import Row, Score
 from lep.vocabulary import SubtokenOperator
 
 ORIGINAL, UNTRAINED = "original", "no training"
-# Conversations that show where a turn ends: short texts, so that every model reads them whole.
-PROBES, PROBE_CHARACTERS = 128, 200  # of each language
+# Conversations that show where a turn ends: of each language, and how long.
+PROBES, PROBE_CHARACTERS, PROBE_TOKENS = 100, 300, 64
+Probe = tuple[str, str]  # what the user says, what the original instruct model answers
 
 
 class Suite(Protocol):
@@ -63,7 +65,7 @@ class Judged:
     records: list[Record]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judge:
     """Carries tables into the instruct model and benchmarks what comes out. One instruct model is in memory at a time.
 
@@ -84,6 +86,7 @@ class Judge:
     key: Mapping[str, Any]
     device: str = "cpu"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    _answers: list[Probe] | None = None
 
     def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
         """The row of one model, from the store if it was judged before. Writes a model directory if asked."""
@@ -125,23 +128,25 @@ class Judge:
         tables, diagnostics = propagate(
             candidate.rule or swap, candidate.tables, self.base, instruct, self.operator, kept_rows=self.kept_rows
         )
-        probes = self._probes()
-        reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else None
+        probes = self._probes(model)
+        reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else torch.empty(0)
         set_embeddings_(model, tables)
-        if reference is not None:
+        if probes:
             diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference)
         return model, self.tokenizer, diagnostics
 
-    def _probes(self) -> list[str]:
-        """Held-out lines that serve as answers, the same for every model: whole ones, so that a turn may end there."""
-        lines = [text.split("\n")[0].strip() for texts in self.held_out.values() for text in texts[:PROBES]]
-        whole = [line for line in lines if line.endswith((".", "!", "?")) and len(line) <= PROBE_CHARACTERS]
-        return whole if self.instruct_tokenizer.chat_template else []
+    def _probes(self, original: PreTrainedModel) -> list[Probe]:
+        """What the original instruct model itself answers to held-out text, where it ends its turn: made once."""
+        if self._answers is None:
+            prompts = [opening(text) for texts in self.held_out.values() for text in texts[:PROBES]]
+            self._answers = own_answers(original, self.instruct_tokenizer, prompts)
+        return self._answers
 
-    def _restore_end_of_turn(self, model: PreTrainedModel, probes: Sequence[str], reference: Tensor) -> dict[str, Any]:
+    def _restore_end_of_turn(
+        self, model: PreTrainedModel, probes: Sequence[Probe], reference: Tensor
+    ) -> dict[str, Any]:
         token = end_of_turn(self.tokenizer)
-        if token is None:
-            return {"unchanged_because": "the chat template ends turns without a special token"}
+        assert token is not None, "there are no probes without it"
         ends, others = turn_end_states(model, self.tokenizer, probes)
         head = model.get_output_embeddings().weight
         tied = head is model.get_input_embeddings().weight
@@ -165,41 +170,46 @@ def read_judged(directory: Path) -> Judged:
     return Judged(Row(**row), found["diagnostics"], read_records(directory / "records.jsonl"))
 
 
-def turn_end_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str]) -> Tensor:
+def opening(text: str) -> str:
+    """A text without its last line, as something to say to a chat model."""
+    return (text.strip().rpartition("\n")[0] or text.strip())[:PROBE_CHARACTERS]
+
+
+def own_answers(original: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[Probe]:
+    """(prompt, answer) pairs of the model's own, those only in which it ended its turn by itself."""
+    turn = end_of_turn(tokenizer)
+    if turn is None:
+        return []
+    rendered = [render_chat(tokenizer, prompt) for prompt in prompts]
+    answers = generate(
+        original, tokenizer, rendered, max_new_tokens=PROBE_TOKENS, stop_ids=end_tokens(tokenizer), chat=True
+    )
+    pairs = zip(prompts, answers, strict=True)
+    return [(prompt, answer.text) for prompt, answer in pairs if answer.stopped == turn and answer.text.strip()]
+
+
+def turn_end_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: Sequence[Probe]) -> Tensor:
     """How far the end-of-turn token stands above its best rival after each answer, in logits: float64 [N]."""
     token = end_of_turn(tokenizer)
-    if token is None:
-        return torch.zeros(len(answers), dtype=torch.float64)
-    ends, _ = turn_end_states(model, tokenizer, answers)
+    assert token is not None, "there are no probes without it"
+    ends, _ = turn_end_states(model, tokenizer, probes)
     return margins(ends, model.get_output_embeddings().weight, token)
 
 
 @torch.inference_mode()
 def turn_end_states(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: Sequence[Probe]
 ) -> tuple[Tensor, Tensor]:
-    """Last hidden states where an answer has ended [N, D], and inside the answers [M, D].
-
-    Each answer stands in a conversation in which the user wrote the same words.
-    """
+    """Last hidden states where the answers of (prompt, answer) pairs end [N, D], and inside the answers [M, D]."""
     ends, others = [], []
-    for answer in answers:
-        turns = [{"role": "user", "content": answer}]
-        opened = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    for prompt, answer in probes:
+        opened = render_chat(tokenizer, prompt)
         start = len(tokenizer(opened, add_special_tokens=False)["input_ids"])
         ids = tokenizer(opened + answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
         states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
         ends.append(states[-1].float().cpu())
         others.append(states[start - 1 : -1].float().cpu())
     return torch.stack(ends), torch.cat(others)
-
-
-def propagate_and_benchmark(
-    judge: Judge, candidates: Sequence[Candidate], *, export_dirs: Mapping[str, Path] | None = None
-) -> Iterator[Judged]:
-    """Judge every candidate in turn; one row each."""
-    for candidate in candidates:
-        yield judge.judge(candidate, export_dir=(export_dirs or {}).get(candidate.name))
 
 
 class PropagateAndBenchmark(pl.Callback):

@@ -1,6 +1,6 @@
 """A study's runs in one table: `python -m lep.study runs/gates` prints Markdown.
 
-Comes in: the records of runs that differ in seed and in one or more choices. Goes out: a line for each choice and model,
+Comes in: the records of runs that differ in seed and in one or more choices. Goes out: a line a choice and model,
 means over seeds, and how much of the original instruct model each recovers.
 """
 
@@ -21,7 +21,9 @@ def read_study(folder: Path) -> list[Result]:
     """The finished runs below a folder. ValueError if there is none."""
     results = [read_result(path) for path in sorted(folder.glob("*/result.json"))]
     if not results:
-        raise ValueError(f"{folder} holds no finished run (no */result.json). Run the study first: lep -m experiment=...")
+        raise ValueError(
+            f"{folder} holds no finished run (no */result.json). Run the study first: lep -m experiment=..."
+        )
     return results
 
 
@@ -48,9 +50,7 @@ def study_table(results: Sequence[Result], language: str) -> str:
         cells = [_cell([row.scores[key].value for row in rows], mean(originals[key]), name) for key in keys]
         characters = mean(row.characters_per_token[language] for row in rows)
         bits = mean(row.bits_per_byte[language].value for row in rows)
-        lines.append(
-            f"| {tokenizer} | {name} | {len(rows)} | {' | '.join(cells)} | {characters:.2f} | {bits:.3f} |"
-        )
+        lines.append(f"| {tokenizer} | {name} | {len(rows)} | {' | '.join(cells)} | {characters:.2f} | {bits:.3f} |")
     return "\n".join(lines)
 
 

@@ -45,8 +45,8 @@ def restore_end_of_turn(
     Takes the propagated model's states at the ends of answers [N, D] and at other positions [M, D], its output table
     [V, D], and the margins [N] that the original instruct model had at these ends. Nothing is changed where the token
     lost no more ends than chance would have it lose (two standard errors of the difference), nor in a tied model,
-    whose row is also the token's input. The step is found on every other end, and kept only if it also helps on the
-    ends it was not found on without letting the token win more often at other positions.
+    whose row is also the token's input. The step is the one that ruins the fewest answers (ends lost, or won where
+    the answer goes on) on every other position, and it is kept only if it ruins fewer on the positions between.
     """
     if len(ends) != len(original_margins):
         raise ValueError(
@@ -62,9 +62,10 @@ def restore_end_of_turn(
     elif tied:
         reason = "tied: the row is also the token's input"
     else:
-        change = smallest_step(ends[::2], now[::2], others, target=int(wanted[::2].sum()))
-        if not _helps(now[1::2], ends[1::2] @ change, elsewhere, others @ change):
-            change, reason = torch.zeros_like(row), "no step helps on ends that it was not found on"
+        change = best_step(ends[::2], now[::2], others[::2], elsewhere[::2])
+        held_out = ruined(now[1::2] + ends[1::2] @ change, elsewhere[1::2] + others[1::2] @ change)
+        if held_out >= ruined(now[1::2], elsewhere[1::2]):
+            change, reason = torch.zeros_like(row), "no step helps where it was not fitted"
     new_row = (row + change).to(output.dtype)
     taken = new_row.to(torch.float64) - row
     return new_row, {
@@ -87,16 +88,23 @@ def lost_beyond_chance(wanted: Tensor, won: Tensor) -> bool:
     return lost - gained > 2 * (lost + gained) ** 0.5
 
 
-def smallest_step(ends: Tensor, now: Tensor, others: Tensor, *, target: int) -> Tensor:
-    """The shortest change [D] along `direction` after which the token wins at `target` of the ends [N, D]."""
+def best_step(ends: Tensor, now: Tensor, others: Tensor, elsewhere: Tensor) -> Tensor:
+    """The change [D] along `direction` that ruins the fewest answers; the shortest of those that do as well.
+
+    Takes states [N, D] and [M, D] with the token's margins there. Margins change linearly along the way, so only the
+    lengths at which one of the ends is won need be tried.
+    """
     along = direction(ends, others)
-    gains = ends @ along
-    # Where the token gains, how far it takes to win; the farthest of the nearest `target` is far enough.
-    needed = torch.where(gains > 0, (-now / gains).clamp_min(0), torch.inf).sort().values
-    reachable = needed[: max(target, 1)]
-    reachable = reachable[reachable.isfinite()]
+    gains, costs = ends @ along, others @ along
     # A hair beyond the tie, as greedy decoding breaks ties by id.
-    return along * (reachable.max().item() * (1 + 1e-3) + 1e-9 if len(reachable) else 0.0)
+    lengths = torch.cat([torch.zeros(1), (-now / gains)[(gains > 0) & (now <= 0)].sort().values * 1.001 + 1e-9])
+    counts = torch.tensor([ruined(now + gains * length, elsewhere + costs * length) for length in lengths])
+    return along * lengths[counts.argmin()]
+
+
+def ruined(ends: Tensor, others: Tensor) -> int:
+    """Answers that do not end where they should, and answers that end before: by margins [N] and [M]."""
+    return int((ends <= 0).sum() + (others > 0).sum())
 
 
 def direction(ends: Tensor, others: Tensor) -> Tensor:
@@ -105,11 +113,6 @@ def direction(ends: Tensor, others: Tensor) -> Tensor:
     spread.diagonal().add_(SHRINKAGE * spread.diagonal().mean() + torch.finfo(torch.float64).tiny)
     along = torch.linalg.solve(spread, ends.mean(dim=0) - others.mean(dim=0))
     return along / along.norm()
-
-
-def _helps(ends: Tensor, gained: Tensor, others: Tensor, taken: Tensor) -> bool:
-    """More ends are won than before, and the token wins at no more of the other positions."""
-    return bool((ends + gained > 0).sum() > (ends > 0).sum() and (others + taken > 0).sum() <= (others > 0).sum())
 
 
 def _share(marks: Tensor) -> float | None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from lep.propagation.end_of_turn import direction, lost_beyond_chance, margins, restore_end_of_turn, smallest_step
+from lep.propagation.end_of_turn import best_step, direction, lost_beyond_chance, margins, restore_end_of_turn, ruined
 
 TOKEN, HIDDEN, VOCABULARY = 3, 24, 40
 
@@ -101,13 +101,14 @@ def test_margins_are_those_of_the_whole_logits():
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
-def test_the_step_is_the_smallest_that_reaches_the_target(seed):
+def test_no_length_along_the_direction_ruins_fewer_answers(seed):
     ends, others, _, after, _ = broken_model(seed)
-    now = margins(ends, after, TOKEN)
-    step = smallest_step(ends, now, others, target=20)
-    assert (now + ends @ step > 0).sum() >= 20
-    assert (now + ends @ (0.99 * step) > 0).sum() < 20
-    assert_close(step / step.norm(), direction(ends, others))
+    now, elsewhere = margins(ends, after, TOKEN), margins(others, after, TOKEN)
+    step, along = best_step(ends, now, others, elsewhere), direction(ends, others)
+    assert_close(step, along * step.norm())
+    best = ruined(now + ends @ step, elsewhere + others @ step)
+    for length in torch.linspace(0, 10, 2001, dtype=torch.float64):
+        assert best <= ruined(now + ends @ (along * length), elsewhere + others @ (along * length))
 
 
 def test_the_direction_is_that_of_fisher():
