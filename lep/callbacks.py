@@ -94,7 +94,7 @@ class Judge:
         artifact = self.store.get_or_build(
             "scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out)
         )
-        if export_dir is not None and not export_dir.exists():
+        if export_dir is not None:
             self._export(candidate, export_dir)
         return read_judged(artifact.path)
 

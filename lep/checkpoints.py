@@ -12,7 +12,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from lep.embeddings import TABLES_FILE
+
 PACKAGE = "package:"
+# Of an artifact: when it was made, and how training went, do not change what it holds.
+NOT_CONTENT = ("manifest.json", "history.json")
 # Weights as pickles are left on the hub: only safetensors are read.
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 # Files up to this size are told apart by their content, larger ones by size and time of change.
@@ -31,6 +35,18 @@ def resolve(reference: str, revision: str | None, *, key: str, weights: bool = T
     if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
         raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
     return _download(reference, revision, key=key, weights=weights)
+
+
+def resolve_adapted(reference: str) -> Path:
+    """The directory of trained tables and their tokenizer: one that a run published, or any model directory."""
+    path = Path(reference).expanduser()
+    tables = (path / TABLES_FILE).is_file() or (path / "config.json").is_file()
+    if not tables or not (path / "tokenizer.json").is_file():
+        raise ValueError(
+            f"adapted={reference} needs tokenizer.json beside {TABLES_FILE} or a model. Give artifacts/adapted/NAME "
+            "of an earlier run, or a model directory"
+        )
+    return path
 
 
 def _download(repository: str, revision: str | None, *, key: str, weights: bool) -> Path:
@@ -52,7 +68,7 @@ def fingerprint(directory: Path) -> dict[str, str]:
     return {
         path.name: _digest(path)
         for path in sorted(directory.iterdir())
-        if path.suffix in (".json", ".safetensors", ".model", ".jinja")
+        if path.name not in NOT_CONTENT and path.suffix in (".json", ".safetensors", ".model", ".jinja")
     }
 
 

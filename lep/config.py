@@ -6,10 +6,11 @@ Hydra and OmegaConf are known here and in `run` alone. `build` is the only call 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -20,7 +21,9 @@ ALLOWED_TARGETS = ("lep.", "pytorch_lightning.")
 STAGES = ("corpus", "tokenizer", "training", "propagation", "benchmark")
 
 # Overrides that say where things lie or which run this belongs to, not what is run.
-UNNAMED = ("study", "experiment", "output_dir", "artifacts_dir", "hydra", "trainer", "logger", "export")
+UNNAMED = ("study", "experiment", "output_dir", "artifacts_dir", "hydra", "logger")
+NUM_BYTES = 256
+LONGEST_NAME = 160  # bytes; file systems stop at 255
 
 
 def build(node: DictConfig | ListConfig | Mapping[str, Any], **arguments: Any) -> Any:
@@ -68,7 +71,11 @@ def run_name(overrides: list[str]) -> str:
             words = re.findall(r"\w+", value)
             value = f"{words[-1] if words else ''}-{digest}"
         parts.append(f"{key}={value}")
-    return ",".join(parts) or "default"
+    name = ",".join(parts) or "default"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def choices(chosen: Mapping[str, Any]) -> dict[str, str]:
@@ -92,22 +99,56 @@ def check(config: DictConfig) -> None:
             "model.instruct is empty, but the stage `propagation` needs an instruct model to carry the tables into. "
             "Give model.instruct=DIR, or leave the stage out: stages=[corpus,tokenizer,training]"
         )
+    training = config.training
+    if training.warmup_steps >= training.steps:
+        raise ValueError(
+            f"training.warmup_steps={training.warmup_steps} leaves nothing of training.steps={training.steps}. "
+            "Lower the first or raise the second"
+        )
+    _check_sizes(config)
+    if config.trainer.get("strategy", "auto") != "auto" and not os.environ.get("LOCAL_RANK"):
+        raise ValueError(
+            f"trainer.strategy={config.trainer.strategy} needs one process a device from the start, as one process "
+            "holds the store's lock. Launch with: torchrun --nproc-per-node=N -m lep trainer=ddp"
+        )
     unknown_exports = [name for name in config.export if name not in config.propagation]
     if unknown_exports:
         raise ValueError(
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
             "Choose one of them, or add it: propagation=all"
         )
-    if config.training.rows == "new" and _option(config.tokenizer) != "extension" and config.adapted is None:
+    if config.training.rows == "new" and variant_name(config) != "extension" and config.adapted is None:
         raise ValueError(
-            f"training.rows=new trains the rows that Extension adds, but tokenizer={_option(config.tokenizer)} renews "
+            f"training.rows=new trains the rows that Extension adds, but tokenizer={variant_name(config)} renews "
             "the whole vocabulary. Use training.rows=all, or tokenizer=extension"
         )
 
 
-def _option(tokenizer: DictConfig) -> str:
-    """The variant's name, from the function that makes it."""
-    return str(tokenizer._target_).rpartition(".")[2]
+def _check_sizes(config: DictConfig) -> None:
+    """Optimization must keep every byte and leave room to extend."""
+    keep, size = config.tokenizer.get("keep"), config.tokenizer.get("vocab_size")
+    if keep is not None and keep < NUM_BYTES:
+        raise ValueError(
+            f"tokenizer.keep={keep} is below the {NUM_BYTES} single bytes that a vocabulary must keep, special tokens "
+            "not counted. Raise it, or use tokenizer=extension"
+        )
+    if keep is not None and size < keep:
+        raise ValueError(
+            f"tokenizer.vocab_size={size} is below tokenizer.keep={keep}: Optimization cuts to the latter and extends "
+            "to the former. Raise vocab_size or lower keep"
+        )
+
+
+def variant_name(config: DictConfig) -> str:
+    """The tokenizer variant, from the function that makes it."""
+    return str(config.tokenizer._target_).rpartition(".")[2]
+
+
+def trained_rows(config: DictConfig) -> Literal["all", "new"]:
+    """Which rows move: `auto` is the new ones under Extension, whose old rows are right as they are, else all."""
+    if config.training.rows == "auto":
+        return "new" if variant_name(config) == "extension" else "all"
+    return config.training.rows
 
 
 def check_context(block_size: int, context: int) -> None:
@@ -122,7 +163,7 @@ def check_context(block_size: int, context: int) -> None:
 def write_once(path: Path, config: DictConfig) -> None:
     """Leave the resolved config in the run's folder; a folder that holds another config is refused.
 
-    Places (`output_dir`, `artifacts_dir`), loggers and what is exported may differ: they do not change the result.
+    Places (`output_dir`, `artifacts_dir`) and loggers may differ: they do not change the result.
     """
     now = {key: value for key, value in plain(config).items() if key not in ("output_dir", "artifacts_dir", "logger")}
     text = OmegaConf.to_yaml(OmegaConf.create(now))

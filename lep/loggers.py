@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
         extra: dict[str, Any] = {"save_dir": str(run_dir)}
         if str(node._target_).endswith("WandbLogger"):
             # The folder is the name, so that a killed run goes on in the same Weights & Biases run.
-            identity = re.sub(r"[^\w.-]+", "-", f"{config.study}-{run_dir.name}")[:120]
+            identity = hashlib.sha256(f"{config.study}/{run_dir.name}".encode()).hexdigest()[:16]
             extra |= {"name": run_dir.name, "id": identity, "resume": "allow"}
         loggers.append(build(node, **extra))
     for logger in loggers[1:]:
@@ -41,7 +41,7 @@ def log_result(loggers: list[Logger], result: Result, plan: Plan) -> None:
             log_tables(logger, result)
             log_adapted(logger, plan)
         if flat:
-            logger.log_metrics(flat)
+            logger.log_metrics(flat, step=plan.config.training.steps)
         logger.save()
 
 

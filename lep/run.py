@@ -43,7 +43,9 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
         held_out = PreparedCorpus(corpus.path).all_held_out()
 
     with timed(seconds, "tokenizer"):
-        tokenizer_dir = Path(config.adapted) if config.adapted else stages.make_tokenizer(plan, corpus).path
+        tokenizer_dir = (
+            checkpoints.resolve_adapted(config.adapted) if config.adapted else stages.make_tokenizer(plan, corpus).path
+        )
         tokenizer = checkpoints.load_tokenizer(tokenizer_dir, key="adapted")
         operator = stages.make_operator(plan, tokenizer)
 
@@ -60,7 +62,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
 
     history: list[dict[str, float]] = []
     if config.adapted:
-        evaluate(read_embeddings(Path(config.adapted)))
+        evaluate(read_embeddings(tokenizer_dir))
     elif "training" in asked:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)

@@ -7,17 +7,19 @@ with what is cached, is known before any work.
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
 from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +28,7 @@ from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.micro import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
-from lep.config import build, check_context, plain
+from lep.config import build, check_context, plain, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
 from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings
 from lep.propagation.swap import swap
@@ -106,10 +108,10 @@ def make_plan(config: DictConfig) -> Plan:
     tokenizer = Stage(
         "tokenizer", named, {"base": base_tokenizer, "variant": plain(config.tokenizer), "corpus": corpus.key}
     )
-    adapted_dir = checkpoints.fingerprint(Path(config.adapted)) if config.adapted else None
+    adapted_dir = checkpoints.fingerprint(checkpoints.resolve_adapted(config.adapted)) if config.adapted else None
     made = {"adapted": adapted_dir} if adapted_dir else {"tokenizer": tokenizer.key}
     operator = Stage("operator", named, {"base": base_tokenizer, **made})
-    training = {key: value for key, value in plain(config.training).items() if key not in ("checkpoint_every_steps",)}
+    training = {key: value for key, value in plain(config.training).items() if key != "checkpoint_every_steps"}
     packed = Stage(
         "packed",
         named,
@@ -129,18 +131,12 @@ def make_plan(config: DictConfig) -> Plan:
             "init": plain(config.init),
             "training": training | {"rows": trained_rows(config)},
             "seed": config.seed,
-            "precision": config.trainer.get("precision"),
-            "accumulate": config.trainer.get("accumulate_grad_batches", 1),
+            "trainer": {key: value for key, value in plain(config.trainer).items() if key != "enable_progress_bar"},
         },
     )
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
     return Plan(config, Store(Path(config.artifacts_dir)), base_dir, instruct_dir, base, instruct, adapted_dir, stages)
-
-
-def variant_name(config: DictConfig) -> str:
-    """The tokenizer variant, from the function that makes it."""
-    return str(config.tokenizer._target_).rpartition(".")[2]
 
 
 def make_corpus(plan: Plan) -> Artifact:
@@ -233,11 +229,19 @@ def train(
     evaluate: Callable[[Embeddings], None],
 ) -> list[dict[str, float]]:
     """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve."""
+    if not is_leader():
+        # The leader holds the store's lock and judges; the others only train beside it.
+        if not plan.cached("adapted"):
+            fit_tables(plan, run_dir, initial, tokenizer, blocks, held_out, [], [])
+        raise SystemExit(0)
     stage = plan.stages["adapted"]
     with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
         if slot.ready:
+            history = json.loads((slot.path / HISTORY_FILE).read_text())
+            log_again(loggers, history)
+            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
             evaluate(read_embeddings(slot.path))
-            return json.loads((slot.path / HISTORY_FILE).read_text())
+            return history
 
         def publish(adapted: Embeddings, history: list[dict[str, float]]) -> None:
             adapted.save(slot.staging / TABLES_FILE)
@@ -245,42 +249,47 @@ def train(
             tokenizer.save_pretrained(slot.staging)
             slot.publish(steps=plan.config.training.steps)
 
-        checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=plan.config.training.checkpoint_every_steps)
-        module, data = make_training(plan, initial, tokenizer, blocks, held_out)
-        callbacks = [checkpoint, TrainingProgress(), PropagateAndBenchmark(publish, evaluate)]
-        trainer = make_trainer(plan.config, loggers, callbacks)
-        if checkpoint.path is None:
-            module.history += bits_before_training(trainer, module, data)
-        else:
-            log_again(loggers, checkpoint.path)
-        trainer.fit(module, data, ckpt_path=checkpoint.path)
-        checkpoint.file.unlink(missing_ok=True)
-        return module.history
+        at_end = PropagateAndBenchmark(publish, evaluate)
+        history = fit_tables(plan, run_dir, initial, tokenizer, blocks, held_out, loggers, [at_end])
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        return history
 
 
-def bits_before_training(trainer: Trainer, module: EmbeddingTraining, data: PackedData) -> list[dict[str, float]]:
-    """Bits per byte of the initialised tables: where the training curve starts."""
-    trainer.validate(module, data, verbose=False)
-    found = {name: value for name, value in module.latest.items() if name.startswith("val/")}
-    return [] if module.history else [{"step": 0, **found}]
+def is_leader() -> bool:
+    """Whether this process is the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
-def trained_rows(config: DictConfig) -> Literal["all", "new"]:
-    """Which rows move: `auto` is the new ones under Extension, whose old rows are right as they are, else all."""
-    if config.training.rows == "auto":
-        return "new" if variant_name(config) == "extension" else "all"
-    return config.training.rows
+def fit_tables(
+    plan: Plan,
+    run_dir: Path,
+    initial: Embeddings,
+    tokenizer: PreTrainedTokenizerFast,
+    blocks: PackedBlocks,
+    held_out: HeldOutTexts,
+    loggers: list[Logger],
+    callbacks: list[Callback],
+) -> list[dict[str, float]]:
+    """Train from the start, or from the checkpoint that a killed run left. Gives the training curve."""
+    config = plan.config
+    module, data = make_training(plan, initial, tokenizer, blocks, held_out)
+    checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=config.training.checkpoint_every_steps)
+    callbacks = [checkpoint, *([TrainingProgress()] if config.trainer.enable_progress_bar else []), *callbacks]
+    trainer = make_trainer(config, loggers, callbacks)
+    if checkpoint.path is None:
+        trainer.validate(module, data, verbose=False)  # bits per byte of the initialised tables
+    else:
+        state = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+        log_again([logger for logger in loggers if isinstance(logger, CSVLogger)], state[STATE_KEY]["history"])
+    trainer.fit(module, data, ckpt_path=checkpoint.path)
+    return module.history
 
 
-def log_again(loggers: list[Logger], checkpoint: str) -> None:
-    """Give the curve of a killed run to the loggers whose files begin anew; the others still have it."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    for logger in loggers:
-        if isinstance(logger, CSVLogger):
-            for row in state[STATE_KEY]["history"]:
-                logger.log_metrics(
-                    {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])
-                )
+def log_again(loggers: list[Logger], history: list[dict[str, float]]) -> None:
+    """Give a curve that was recorded before to loggers whose files begin anew."""
+    for row in history:
+        for logger in loggers:
+            logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
 
 def make_training(
@@ -365,6 +374,7 @@ def make_judge(
             "instruct": plan.instruct_fingerprint,
             "suites": {name: plain(config.benchmark[name]) for name in suites},
             "held_out": plan.stages["corpus"].key,
+            "context": BITS_CONTEXT,
         },
         device="cuda" if accelerated else "cpu",
         recipe=plain(config),
@@ -374,15 +384,15 @@ def make_judge(
 def judge_all(judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings, adapted: Embeddings) -> Iterator[Judged]:
     """The untouched instruct model, the tables before training, and the adapted tables by every rule."""
     config = plan.config
-    vocabulary = plan.stages["operator"].key
-    started_from = {"operator": vocabulary, "init": plain(config.init), "seed": config.seed}
-    trained = {"adapted": plan.stages["adapted"].key, "directory": plan.adapted_fingerprint}
+    made_from = {"base": plan.base_fingerprint, "operator": plan.stages["operator"].key}
+    started_from = {**made_from, "init": plain(config.init), "seed": config.seed}
+    tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
     yield judge.judge(Candidate(ORIGINAL, None, None, {}))
     if not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
         export_dir = run_dir / "models" / str(name) if name in config.export else None
-        candidate = Candidate(str(name), adapted, build(node), {**trained, "operator": vocabulary, "rule": plain(node)})
+        candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
         yield judge.judge(candidate, export_dir=export_dir)
 
 

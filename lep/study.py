@@ -28,7 +28,7 @@ def read_study(folder: Path) -> list[Result]:
 
 
 def study_table(results: Sequence[Result], language: str) -> str:
-    """Markdown: tokenizer and model down, tasks across; percent right, mean over seeds ± standard error over seeds.
+    """Markdown: run and model down, tasks across; percent right, mean over seeds ± standard error over seeds.
 
     In brackets the share of the original that is recovered. Characters a token and bits per byte close the line.
     """
@@ -36,25 +36,35 @@ def study_table(results: Sequence[Result], language: str) -> str:
     originals: dict[str, list[float]] = defaultdict(list)
     for result in results:
         for row in result.rows:
-            groups[result.choices.get("tokenizer", ""), row.name].append(row)
+            groups[without_seed(result.run), row.name].append(row)
             if row.name == "original":
                 for key, score in row.scores.items():
                     originals[key].append(score.value)
     keys = [key for key in originals if key.endswith(f"/{language}")]
     names = [key.rpartition("/")[0] for key in keys]
     lines = [
-        f"| tokenizer | model | seeds | {' | '.join(names)} | characters a token | bits a byte |",
+        f"| run | model | seeds | {' | '.join(names)} | characters a token | bits a byte |",
         "|" + "---|" * (len(names) + 5),
     ]
-    for (tokenizer, name), rows in groups.items():
-        cells = [_cell([row.scores[key].value for row in rows], mean(originals[key]), name) for key in keys]
+    for (run, name), rows in groups.items():
+        cells = [
+            _cell([row.scores[key].value for row in rows if key in row.scores], mean(originals[key]), name)
+            for key in keys
+        ]
         characters = mean(row.characters_per_token[language] for row in rows)
         bits = mean(row.bits_per_byte[language].value for row in rows)
-        lines.append(f"| {tokenizer} | {name} | {len(rows)} | {' | '.join(cells)} | {characters:.2f} | {bits:.3f} |")
+        lines.append(f"| {run} | {name} | {len(rows)} | {' | '.join(cells)} | {characters:.2f} | {bits:.3f} |")
     return "\n".join(lines)
 
 
+def without_seed(run: str) -> str:
+    """What a run's name says besides its seed: runs that share it are repetitions of one another."""
+    return ",".join(part for part in run.split(",") if not part.startswith("seed=")) or "default"
+
+
 def _cell(values: Sequence[float], original: float, name: str) -> str:
+    if not values:
+        return "–"
     error = f" ± {percent(stdev(values) / math.sqrt(len(values)))}" if len(values) > 1 else ""
     share = f" ({percent(mean(values) / original)} %)" if original and name != "original" else ""
     return f"{percent(mean(values))}{error}{share}"

@@ -6,23 +6,25 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from lep.config import trained_rows, variant_name
 from lep.report import terminal_table
 from lep.results import Result
-from lep.stages import Plan, trained_rows, variant_name
+from lep.stages import Plan
 
 console = Console()
 
 
 def say(message: str) -> None:
-    console.print(message, highlight=False)
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def complain(message: str) -> int:
     """Show a user's mistake; gives the exit status."""
-    Console(stderr=True).print(f"[bold red]lep:[/] {message}", highlight=False, markup=True, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]lep:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return 2
 
 
@@ -32,9 +34,9 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for stage, what in _sizes(config).items():
         if stage in config.stages:
-            table.add_row(f"[bold]{stage}[/]", what, _state(plan, stage))
+            table.add_row(f"[bold]{stage}[/]", escape(what), _state(plan, stage))
     title = f"lep  {config.model.name} · {variant_name(config)} · seed {config.seed}"
-    console.print(Panel(table, title=title, subtitle=str(run_dir), title_align="left", subtitle_align="left"))
+    console.print(Panel(table, title=title, subtitle=escape(str(run_dir)), title_align="left", subtitle_align="left"))
 
 
 def _sizes(config: DictConfig) -> dict[str, str]:
@@ -69,7 +71,8 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         console.print(_vocabulary_table(result))
     for name in config.export:
         say(f"model     {run_dir / 'models' / name}")
-    say(f"saved     {run_dir}/  (config.yaml, metrics.csv, answers/, result.json)")
+    kept = [name for name in ("config.yaml", "metrics.csv", "answers", "result.json") if (run_dir / name).exists()]
+    say(f"saved     {run_dir}/  ({', '.join(kept)})")
     say(f"page      {run_dir / 'report.html'}")
     say(f"next      {_next_command(config)}")
 
@@ -97,4 +100,4 @@ def _next_command(config: DictConfig) -> str:
         return "lep -m tokenizer=bpe,unigram,extension,optimization"
     if not config.export:
         return "the same command with export=[conversion] writes a model directory to chat with"
-    return 'python -c "from transformers import pipeline; ..."  (the card in the model directory has it whole)'
+    return f"chat with it: the commands are in {config.export[0]}/README.md beside its weights"

@@ -10,12 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lep"
 # Each may import those in the layers below its own, and nothing beside it in its own layer.
 LAYERS = (
-    {"run", "__main__"},
+    {"__main__"},
+    {"run", "study"},
     {"terminal", "loggers"},
     {"stages"},
     {"callbacks"},
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
-    {"chat", "embeddings", "checkpoints", "report"},
+    {"chat", "checkpoints", "report"},
+    {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
     {"results", "artifacts", "config"},

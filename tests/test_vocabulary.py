@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pico_tokenizers import byte_level_bpe, metaspace_unigram, sentencepiece_bpe, wrap
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from lep.vocabulary import SubtokenOperator, compose, from_glyphs, read_vocabulary, subtoken_operator, to_glyphs
-from tests.pico_tokenizers import byte_level_bpe, metaspace_unigram, sentencepiece_bpe, wrap
 
 PICO = {
     "byte_level": byte_level_bpe,

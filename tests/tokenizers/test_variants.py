@@ -4,12 +4,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
-
-from lep.tokenizers import bpe, extension, optimization, original, unigram
-from lep.tokenizers.report import segmentations, unreachable_tokens, vocabulary_report
-from lep.vocabulary import read_vocabulary, tokenizer_json
-from tests.pico_tokenizers import (
+from pico_tokenizers import (
     BILINGUAL,
     ENGLISH,
     MARKS,
@@ -18,6 +13,11 @@ from tests.pico_tokenizers import (
     metaspace_unigram,
     sentencepiece_bpe,
 )
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from lep.tokenizers import bpe, extension, optimization, original, unigram
+from lep.tokenizers.report import segmentations, unreachable_tokens, vocabulary_report
+from lep.vocabulary import read_vocabulary, tokenizer_json
 
 BASES = {
     "byte_level": byte_level_bpe,
