@@ -18,13 +18,9 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 
 
 def composed(*overrides: str) -> DictConfig:
+    files = {"corpus=text_files", "experiment=smollm2_ru"} & set(overrides)
     with initialize_config_module("lep.conf", version_base="1.3"):
-        return compose(
-            "config",
-            overrides=["corpus.paths=[texts/*.txt]", *overrides]
-            if "corpus=text_files" in overrides or "experiment=smollm2_ru" in overrides
-            else list(overrides),
-        )
+        return compose("config", overrides=[*(["corpus.paths=[texts/*.txt]"] if files else []), *overrides])
 
 
 def targets(node: object, key: str = ""):
@@ -96,6 +92,10 @@ def test_several_options_of_a_group_at_once():
         (["export=[conversion]", "propagation=swap"], "export=conversion"),
         (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
         (["stages=[corpus,training]"], "stages"),
+        (["training.warmup_steps=1500"], "training.warmup_steps=1500"),
+        (["tokenizer=optimization", "tokenizer.keep=100"], "tokenizer.keep=100"),
+        (["tokenizer=optimization", "tokenizer.vocab_size=300"], "tokenizer.vocab_size=300"),
+        (["trainer=ddp"], "torchrun"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
@@ -130,6 +130,8 @@ def test_run_names_hold_what_changes_the_run_and_fit_a_folder():
     assert run_name(["study=x", "output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
     one, other = run_name(["model.base=/a/b/model"]), run_name(["model.base=/c/model"])
     assert one != other and "/" not in one + other
+    long = [run_name([f"key{i}=привет{i}" for i in range(count)]) for count in (40, 41)]
+    assert long[0] != long[1] and all(len(name.encode()) <= 160 for name in long)
 
 
 def test_a_folder_with_another_config_is_refused_once_begun(tmp_path: Path):
