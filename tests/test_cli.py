@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from wandb_offline import read_offline_run
 
 from lep.results import read_result
 
@@ -65,6 +66,17 @@ def test_one_run_leaves_everything(finished: tuple[Path, str]):
     assert not (here / "checkpoints" / "last.ckpt").exists()
     for words in ("original", "conversion", "report.html", "next"):
         assert words in printed
+
+
+def test_weights_and_biases_holds_it_all_offline(finished: tuple[Path, str]):
+    folder, _ = finished
+    run = read_offline_run(run_dir(folder))
+    assert run.group == "test" and run.exit_code == 0
+    assert run.config["training"]["steps"] == 12
+    assert sum("train/loss" in step for step in run.history) >= 12
+    assert {"benchmark", "propagation"} <= set(run.tables())
+    (files,) = (paths for name, paths in run.artifacts.items() if name.startswith("tiny-extension"))
+    assert "embeddings.safetensors" in files
 
 
 def test_a_second_launch_returns_at_once_with_the_same_record(finished: tuple[Path, str]):

