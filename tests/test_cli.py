@@ -33,7 +33,8 @@ def lep(folder: Path, *overrides: str, check: bool = True) -> subprocess.Complet
 
 
 def command(*overrides: str) -> list[str]:
-    return [sys.executable, "-m", "lep", *SMALL, *overrides]
+    flags = [override for override in overrides if override.startswith("-")]
+    return [sys.executable, "-m", "lep", *flags, *SMALL, *(override for override in overrides if override not in flags)]
 
 
 def environment() -> dict[str, str]:
