@@ -112,7 +112,7 @@ def direction(ends: Tensor, others: Tensor) -> Tensor:
     spread = others.T @ others / max(len(others), 1)
     spread.diagonal().add_(SHRINKAGE * spread.diagonal().mean() + torch.finfo(torch.float64).tiny)
     along = torch.linalg.solve(spread, ends.mean(dim=0) - others.mean(dim=0))
-    return along / along.norm()
+    return along / along.norm().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _share(marks: Tensor) -> float | None:
