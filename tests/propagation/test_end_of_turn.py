@@ -39,7 +39,7 @@ def test_a_token_that_lost_its_ends_wins_them_back_and_ruins_fewer_answers(seed)
     table = after.clone()
     table[TOKEN] = row
     now = margins(ends, table, TOKEN)
-    assert report["won_before"] < 0.4 < 0.5 < report["won_after"] == (now > 0).double().mean()
+    assert report["won_before"] < 0.5 < report["won_after"] == (now > 0).double().mean()
     # Positions inside answers may be given up only where more ends are won for it.
     before = ruined(margins(ends, after, TOKEN), margins(others, after, TOKEN))
     assert report["changed"] and ruined(now, margins(others, table, TOKEN)) < before
