@@ -215,7 +215,8 @@ MIXED = st.text(st.sampled_from(KEPT + GONE), max_size=40)
 @settings(max_examples=100, deadline=None)
 def test_cleaning_agrees_with_a_slow_filter(text: str) -> None:
     normal = unicodedata.normalize("NFC", text)
-    slow = "".join(character for character in normal if character not in GONE)
+    # A Greek letter may have composed with its accent into one that GONE does not list.
+    slow = "".join(c for c in normal if c not in GONE and unicodedata.normalize("NFD", c)[0] not in GONE)
     cleaned = clean(text, BOTH)
     assert cleaned.text == unicodedata.normalize("NFC", slow).strip("\n")
     assert sum(cleaned.dropped.values()) == len(normal) - len(slow) and cleaned.num_characters == len(normal)
