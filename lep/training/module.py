@@ -260,7 +260,7 @@ class EmbeddingTraining(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from a checkpoint. ValueError if its tables are not those that this run trains."""
         own = self.state_dict()
-        for name in self._trained_names():
+        for name in sorted(self._trained_names()):  # the same table is named first every time
             found = checkpoint["state_dict"].get(name)
             shape = None if found is None else tuple(found.shape)
             if shape != tuple(own[name].shape):
