@@ -378,6 +378,7 @@ def make_judge(
         },
         device="cuda" if accelerated else "cpu",
         recipe=plain(config),
+        pad_to=config.export_pad_to,
     )
 
 

@@ -95,8 +95,8 @@ def _tokenizer_is(loaded: PreTrainedTokenizerFast, meant: PreTrainedTokenizerFas
     if not same:
         raise _fail(
             "the tokenizer that is loaded from the directory is not the one that was saved",
-            f"It loads as {type(loaded).__name__}: make model_type in the instruct model's config.json one whose "
-            "tokenizer is read from tokenizer.json.",
+            f"transformers reads the tokenizer of this model_type as {type(loaded).__name__}, which may have steps of its "
+            "own: Qwen2 splits text and merges in one fixed way, so give it tokenizer=bpe, extension or optimization.",
         )
     return f"{len(loaded)} tokens, {len(texts)} texts cut as before saving"
 
