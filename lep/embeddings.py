@@ -1,8 +1,9 @@
 """The two tables of a language model: one row a token on the way in, one row a token on the way out.
 
 In: a checkpoint directory (safetensors, no model is built) or a model in memory. Out: `Embeddings`, and the way back
-into a model, or into a checkpoint beside which nothing else changes. Assumed: Llama-like names (`embed_tokens`, `lm_head`), with whatever prefix multimodal models put before
-them; no bias on the head. Rows are raw weights: a model that scales its embeddings (Gemma) does so on its own.
+into a model, or into a copy of the checkpoint. Assumed: Llama-like names (`embed_tokens`, `lm_head`), with whatever
+prefix multimodal models put before them; no bias on the head. Rows are raw weights: a model that scales its embeddings
+(Gemma) does so on its own.
 """
 
 # V vocabulary (rows beyond the tokenizer's ids may follow: padding), D hidden

@@ -213,7 +213,8 @@ def rewrite_checkpoint(
     free = shutil.disk_usage(out_dir).free
     if need > free:
         raise ValueError(
-            f"{out_dir}: {need:,} bytes are to be written, but the disk has {free:,} left. Free some, or write elsewhere."
+            f"{out_dir}: {need:,} bytes are to be written, but the disk has {free:,} left. "
+            "Free some, or write elsewhere."
         )
     for path in sorted({*files.values()}):
         target = out_dir / path.name
