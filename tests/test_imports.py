@@ -18,7 +18,7 @@ LAYERS = (
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
     {"chat", "checkpoints", "report"},
     {"embeddings"},
-    {"vocabulary", "assets"},
+    {"vocabulary", "assets", "shards"},
     {"corpus"},
     {"results", "artifacts", "config"},
 )
