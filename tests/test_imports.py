@@ -20,7 +20,7 @@ LAYERS = (
     {"embeddings"},
     {"vocabulary", "assets", "shards"},
     {"corpus"},
-    {"results", "artifacts", "config"},
+    {"results", "artifacts", "config", "memory"},
 )
 BORDERS = {
     "hydra": {"run", "config"},

@@ -13,6 +13,7 @@ def model_card(name: str, facts: Mapping[str, Any], recipe: Mapping[str, Any], r
     use = f'write = pipeline("text-generation", model="{name}")\nwrite("...")'
     if facts["chats"]:
         use = f'chat = pipeline("text-generation", model="{name}")\nchat([{{"role": "user", "content": "..."}}])'
+    ties = "tied" if facts["tied"] else "apart"
     checks = "\n".join(f"- {check}: {seen}" for check, seen in report["checks"].items())
     return f"""---
 library_name: transformers
@@ -25,7 +26,7 @@ An instruct model with a new vocabulary, made by Learned Embedding Propagation (
 a base model, carried into its instruct tune. The layers between the tables are the instruct model's own.
 
 - architecture: {facts["architecture"]}
-- vocabulary: {facts["tokens"]} tokens, {facts["rows"]} rows, input and output tables {"tied" if facts["tied"] else "apart"}
+- vocabulary: {facts["tokens"]} tokens, {facts["rows"]} rows, input and output tables {ties}
 - weights: {facts["dtype"]}
 
 ```python

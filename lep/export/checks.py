@@ -18,7 +18,9 @@ from lep.export.files import SLOW_FILES, agrees
 from lep.export.ids import IdMap, ids_in
 from lep.shards import read_header, tensor_files
 
-LOADED_BYTES = 4 * 2**30  # weights up to this size are loaded and decoded with; larger ones are matched by name and shape
+LOADED_BYTES = (
+    4 * 2**30
+)  # weights up to this size are loaded and decoded with; larger ones are matched by name and shape
 NEW_TOKENS = 12
 # A matrix product over other rows may round otherwise: two tokens this near (as a share of the largest logit) may swap.
 NEAR = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -58,7 +60,9 @@ def check_directory(
     small = nbytes <= LOADED_BYTES
     model, seen["loading"] = _load(directory, small=small)
     if not small:
-        skipped = f"skipped, {nbytes / 2**30:.1f} GiB of weights are above the {LOADED_BYTES / 2**30:.0f} GiB that are loaded"
+        skipped = (
+            f"skipped, {nbytes / 2**30:.1f} GiB of weights are above the {LOADED_BYTES / 2**30:.0f} GiB that are loaded"
+        )
         return seen | {"decoding": skipped, "end of turn": skipped}
     if reference is None:
         seen["decoding"] = "skipped, there was no model in memory to compare with"
@@ -95,8 +99,9 @@ def _tokenizer_is(loaded: PreTrainedTokenizerFast, meant: PreTrainedTokenizerFas
     if not same:
         raise _fail(
             "the tokenizer that is loaded from the directory is not the one that was saved",
-            f"transformers reads the tokenizer of this model_type as {type(loaded).__name__}, which may have steps of its "
-            "own: Qwen2 splits text and merges in one fixed way, so give it tokenizer=bpe, extension or optimization.",
+            f"transformers reads the tokenizer of this model_type as {type(loaded).__name__}, which may have "
+            "steps of its own: Qwen2 splits text and merges in one fixed way, so give it tokenizer=bpe, extension or "
+            "optimization.",
         )
     return f"{len(loaded)} tokens, {len(texts)} texts cut as before saving"
 
@@ -119,7 +124,9 @@ def _ids_are(directory: Path, source_configs: dict[str, dict[str, Any]], ids: Id
         for field, i in ids_in(json.loads((directory / name).read_text(encoding="utf-8"))):
             count += 1
             if not 0 <= i < text["vocab_size"]:
-                raise _fail(f"{name}: {field}={i} has no row of {text['vocab_size']}", "Give the tables' own tokenizer.")
+                raise _fail(
+                    f"{name}: {field}={i} has no row of {text['vocab_size']}", "Give the tables' own tokenizer."
+                )
             if i not in named and field not in ("eos_token_id", "pad_token_id"):
                 raise _fail(f"{name}: {field}={i} is no token that the instruct model names", "Please report this.")
     shapes = {
@@ -225,7 +232,7 @@ def _greedy(model: PreTrainedModel, ids: torch.Tensor, *, allowed: Callable | No
 
 @torch.inference_mode()
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Made to write the token that ends a turn, generation ends there, with nothing told but the directory's configs."""
+    """Made to write the token that ends a turn, generation ends there, told nothing but the directory's configs."""
     token = end_of_turn(tokenizer)
     if token is None:
         return "the chat template names no token that ends a turn" if tokenizer.chat_template else "no chat template"

@@ -60,7 +60,9 @@ def config_with_ids(config: Json, ids: IdMap, *, vocab_size: int) -> Json:
     return changed
 
 
-def generation_with_ids(generation: Json, ids: IdMap, *, ends: Iterable[int], pad: int | None) -> tuple[Json, list[str]]:
+def generation_with_ids(
+    generation: Json, ids: IdMap, *, ends: Iterable[int], pad: int | None
+) -> tuple[Json, list[str]]:
     """generation_config.json for the new vocabulary, and what had to be left out of it.
 
     Generation stops where it stopped before, and at `ends` besides. `pad` holds where no padding was named.
