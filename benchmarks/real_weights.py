@@ -14,7 +14,7 @@ import argparse
 import gzip
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,10 @@ from lep.tokenizers.extension import extension
 from lep.tokenizers.unigram import unigram
 from lep.vocabulary import SubtokenOperator, subtoken_operator
 
+TESTS = ("identity", "extension", "unigram")
 CONTEXT = 1024  # characters of a window for bits per byte
 Encoded = list[torch.Tensor]
+Measured = tuple[float, float]  # value, standard error; 0 where there is none
 
 
 def read_texts(path: Path) -> list[str]:
@@ -73,7 +75,7 @@ def initial(tables: Embeddings, operator: SubtokenOperator, rule=mean) -> Embedd
 
 def identity(
     model_dir: Path, tables: Embeddings, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
-) -> dict[str, float]:
+) -> dict[str, Measured]:
     """How many logits differ in a single bit once every row has gone through T, in bfloat16 and in float32."""
     operator = subtoken_operator(tokenizer, tokenizer)
     rows = min(operator.weights.shape[0], tables.input.shape[0])
@@ -84,7 +86,7 @@ def identity(
         after = logits_of(with_tables(model_dir, initial(tables, operator), dtype), batches)
         differing = sum(int((a[:, :rows] != b[:, :rows]).sum()) for a, b in zip(before, after, strict=True))
         found[f"differing, {str(dtype).removeprefix('torch.')}"] = differing
-    return found | {"logits": sum(a.shape[0] * rows for a in before), "tokens": sum(b.numel() for b in batches)}
+    return plain(found | {"logits": sum(a.shape[0] * rows for a in before), "tokens": sum(b.numel() for b in batches)})
 
 
 def extended(
@@ -94,7 +96,7 @@ def extended(
     learnt_from: Sequence[str],
     texts: Sequence[str],
     new_tokens: int,
-) -> dict[str, float]:
+) -> dict[str, Measured]:
     """The largest change of an old token's logit on text without new tokens, beside the rounding of bfloat16 itself."""
     longer = extension(tokenizer, learnt_from, new_tokens=new_tokens)
     operator = subtoken_operator(longer, tokenizer)
@@ -111,7 +113,12 @@ def extended(
         found[f"greedy token changed, {name}"] = sum(
             int((a[:, :old].argmax(1) != b[:, :old].argmax(1)).sum()) for a, b in zip(before, after, strict=True)
         )
-    return found | {"rounding of bfloat16 itself": largest_difference(exact, before, old)}
+    return plain(found | {"rounding of bfloat16 itself": largest_difference(exact, before, old)})
+
+
+def plain(values: Mapping[str, float]) -> dict[str, Measured]:
+    """Counts and extremes, which have no standard error."""
+    return {name: (value, 0.0) for name, value in values.items()}
 
 
 def largest_difference(before: list[torch.Tensor], after: list[torch.Tensor], rows: int) -> float:
@@ -127,7 +134,7 @@ def replaced(
     learnt_from: Sequence[str],
     texts: Sequence[str],
     vocab_size: int,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Measured]:
     """Bits per byte with its standard error over the texts: the original, a new Unigram by mean and at random."""
     started = time.monotonic()
     fresh = unigram(tokenizer, learnt_from, vocab_size=vocab_size)
@@ -151,7 +158,7 @@ def replaced(
     return found
 
 
-def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+def mean_and_stderr(values: np.ndarray) -> Measured:
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
@@ -160,9 +167,10 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", metavar="DIR")
     parser.add_argument("--russian", type=Path, required=True, help="JSON lines of Russian books")
     parser.add_argument("--english", type=Path, required=True, help="JSON lines of English texts")
+    parser.add_argument("--tests", nargs="+", choices=TESTS, default=TESTS, metavar="TEST", help=", ".join(TESTS))
     parser.add_argument("--held-out-every", type=int, default=3, help="every so many Russian books are measured on")
-    parser.add_argument("--characters", type=int, default=3000, help="of an excerpt of a book")
-    parser.add_argument("--english-texts", type=int, default=8)
+    parser.add_argument("--characters", type=int, default=1000, help="of an excerpt of a book")
+    parser.add_argument("--english-texts", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=16000, help="of Extension")
     parser.add_argument("--vocab-size", type=int, default=32000, help="of the Unigram vocabulary")
     options = parser.parse_args()
@@ -173,22 +181,24 @@ def main() -> None:
     russian = excerpts(books[::every], options.characters)
     english = [t for t in excerpts(read_texts(options.english), 500) if t.isascii()][: options.english_texts]
     table = Table("model", "test", "value", "± s.e.", "n", title="Real weights, no training")
+
+    def add(model_dir: Path, test: str, found: Mapping[str, Measured], n: int, unit: str) -> None:
+        for name, (value, error) in found.items():
+            shown = f"{error:.3f}" if error else ""
+            table.add_row(model_dir.name, f"{test}: {name}", f"{value:,.6g}", shown, f"{n} {unit}")
+
     for model_dir in options.models:
         print(model_dir.name, flush=True)
         tokenizer = load_tokenizer(model_dir, key="DIR")
         tables = embeddings_of(load_model(model_dir))
-        sections = {
-            "identity": identity(model_dir, tables, tokenizer, english),
-            "Extension": extended(model_dir, tables, tokenizer, learnt_from, english, options.new_tokens),
-        }
-        for section, values in sections.items():
-            for name, value in values.items():
-                table.add_row(model_dir.name, f"{section}: {name}", f"{value:,.6g}", "", f"{len(english)} texts")
-        for name, (value, error) in replaced(
-            model_dir, tables, tokenizer, learnt_from, russian, options.vocab_size
-        ).items():
-            shown = f"{error:.3f}" if error else ""
-            table.add_row(model_dir.name, f"Unigram: {name}", f"{value:.3f}", shown, f"{len(russian)} books")
+        if "identity" in options.tests:
+            add(model_dir, "identity", identity(model_dir, tables, tokenizer, english), len(english), "texts")
+        if "extension" in options.tests:
+            found = extended(model_dir, tables, tokenizer, learnt_from, english, options.new_tokens)
+            add(model_dir, "Extension", found, len(english), "texts")
+        if "unigram" in options.tests:
+            found = replaced(model_dir, tables, tokenizer, learnt_from, russian, options.vocab_size)
+            add(model_dir, "Unigram", found, len(russian), "books")
     Console(width=140).print(table)
 
 
