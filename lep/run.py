@@ -66,7 +66,8 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     elif "training" in asked:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            history = stages.train(plan, run_dir, initial, tokenizer, blocks, held_out, loggers, evaluate)
+            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
+            history = stages.train(plan, run_dir, start, loggers, evaluate)
 
     result = stages.collect(plan, run_dir, chosen, judged, history, corpus, tokenizer, held_out, seconds)
     log_result(loggers, result, plan)
