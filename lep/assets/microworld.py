@@ -502,15 +502,16 @@ def _wrong_answers(rng: random.Random, person: Person, relation: int, language: 
 
 
 def _agreement_item(rng: random.Random, language: str) -> Item:
-    """A right sentence and the same with one broken agreement: gender of verb or adjective, case, verb form."""
+    """A right sentence and the same with one broken agreement: of gender, case, number, or article and noun."""
     who = rng.choice(PEOPLE)
     adjective, thing = rng.choice(ADJECTIVES), rng.choice(OBJECTS)
     if language == "en":
+        wrong_article = "a" if article(thing.en) == "an" else "an"
         right, wrong = rng.choice(
             (
                 (f"{who.en} has {article(thing.en)} {thing.en}.", f"{who.en} have {article(thing.en)} {thing.en}."),
                 (f"{who.en} likes the {thing.en}.", f"{who.en} like the {thing.en}."),
-                (f"What did {who.en} buy?", f"What did {who.en} bought?"),
+                (f"{who.en} has {article(thing.en)} {thing.en}.", f"{who.en} has {wrong_article} {thing.en}."),
             )
         )
     else:
