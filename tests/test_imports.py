@@ -21,6 +21,7 @@ LAYERS = (
     {"vocabulary", "assets", "shards"},
     {"corpus"},
     {"results", "artifacts", "config", "memory"},
+    {"durable"},
 )
 BORDERS = {
     "hydra": {"run", "config"},

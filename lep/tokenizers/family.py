@@ -59,7 +59,8 @@ class Family:
         """
         contents = [token["content"] for token in self.added]
         if self.specials_first:
-            ids = {piece: i for i, piece in enumerate([*contents, *pieces])}
+            # Gemma adds line ends and tabs as tokens, which a new vocabulary may learn as well: they are there already.
+            ids = {piece: i for i, piece in enumerate(dict.fromkeys([*contents, *pieces]))}
             return ids, {content: ids[content] for content in contents}
         return (
             {piece: i for i, piece in enumerate(pieces)},
