@@ -185,6 +185,7 @@ def main() -> None:
     def add(model_dir: Path, test: str, found: Mapping[str, Measured], n: int, unit: str) -> None:
         for name, (value, error) in found.items():
             shown = f"{error:.3f}" if error else ""
+            print(f"  {test}: {name} {value:,.6g} {shown}", flush=True)
             table.add_row(model_dir.name, f"{test}: {name}", f"{value:,.6g}", shown, f"{n} {unit}")
 
     for model_dir in options.models:
