@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from lep.benchmark.micro import Record, read_records, write_records
 from lep.benchmark.scoring import end_tokens, generate, render_chat
 from lep.chat import end_of_turn
 from lep.checkpoints import load_model
-from lep.embeddings import Embeddings, read_embeddings, set_embeddings_
+from lep.embeddings import Embeddings, embeddings_of, read_embeddings, set_embeddings_
 from lep.export import export_model
 from lep.propagation import Rule, propagate
 from lep.propagation.end_of_turn import margins, restore_end_of_turn
@@ -86,6 +86,7 @@ class Judge:
     key: Mapping[str, Any]
     device: str = "cpu"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    pad_to: int = 1  # rows of an exported vocabulary are a multiple of this
     _answers: list[Probe] | None = None
 
     def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
@@ -94,9 +95,10 @@ class Judge:
         artifact = self.store.get_or_build(
             "scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out)
         )
-        if export_dir is not None:
-            self._export(candidate, export_dir)
-        return read_judged(artifact.path)
+        judged = read_judged(artifact.path)
+        if export_dir is None:
+            return judged
+        return replace(judged, diagnostics=judged.diagnostics | {"export": self._export(candidate, export_dir)})
 
     def _judge_into(self, candidate: Candidate, out_dir: Path) -> None:
         started = time.monotonic()
@@ -155,10 +157,19 @@ class Judge:
             head[token] = row.to(head)
         return report
 
-    def _export(self, candidate: Candidate, out_dir: Path) -> None:
+    def _export(self, candidate: Candidate, out_dir: Path) -> dict[str, Any]:
+        """Writes the model directory; gives what its checks saw."""
         model, tokenizer, _ = self._model(candidate)
         recipe = {**self.recipe, "propagation": candidate.name}
-        export_model(model, tokenizer, out_dir, recipe=recipe, instruct_tokenizer=self.instruct_tokenizer)
+        return export_model(
+            self.instruct_dir,
+            embeddings_of(model),
+            tokenizer,
+            out_dir,
+            recipe=recipe,
+            pad_to=self.pad_to,
+            reference=model,
+        )
 
 
 def read_judged(directory: Path) -> Judged:

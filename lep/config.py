@@ -117,6 +117,10 @@ def check(config: DictConfig) -> None:
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
             "Choose one of them, or add it: propagation=all"
         )
+    if config.export_pad_to < 1:
+        raise ValueError(
+            f"export_pad_to={config.export_pad_to} is no size. Give 1 for no padding, or a multiple such as 64"
+        )
     if config.training.rows == "new" and variant_name(config) != "extension" and config.adapted is None:
         raise ValueError(
             f"training.rows=new trains the rows that Extension adds, but tokenizer={variant_name(config)} renews "

@@ -10,7 +10,7 @@ halves of a letter, newlines, leading spaces and runs of spaces stay apart.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +141,19 @@ def model_ids(model: dict[str, Any]) -> dict[str, int]:
 def merge_pairs(model: dict[str, Any]) -> list[tuple[str, str]]:
     """Merges of a BPE model as pairs; tokenizer.json writes them as lists or, in old files, with a space between."""
     return [tuple(m.split(" ", 1)) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]  # type: ignore[misc]
+
+
+def remap_post_processor(node: dict[str, Any] | None, ids: Mapping[str, int]) -> None:
+    """Puts new ids of the named tokens into a post-processor, in place (TemplateProcessing, Bert, Roberta)."""
+    if node is None:
+        return
+    for child in node.get("processors", []):
+        remap_post_processor(child, ids)
+    for entry in node.get("special_tokens", {}).values():
+        entry["ids"] = [ids[token] for token in entry["tokens"]]
+    for side in ("sep", "cls"):
+        if side in node:
+            node[side] = [node[side][0], ids[node[side][0]]]
 
 
 def _producible(model: dict[str, Any]) -> set[str]:

@@ -20,7 +20,8 @@ LAYERS = (
     {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config", "shards"},
+    {"results", "artifacts", "config", "memory", "shards"},
+    {"durable"},
 )
 BORDERS = {
     "hydra": {"run", "config"},
