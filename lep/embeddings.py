@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from typing_extensions import TypeVar
 
-from lep.shards import StoredTable, Table, blocks, in_memory, read_header, rewrite_checkpoint, tensor_files
+from lep.shards import BLOCK_ROWS, StoredTable, Table, blocks, in_memory, read_header, rewrite_checkpoint, tensor_files
 
 TABLES_FILE = "embeddings.safetensors"  # tables alone, without the rest of a model: what training leaves
 INPUT_NAME = re.compile(r"(?:.*\.)?embed_tokens\.weight")
@@ -271,14 +271,25 @@ def _set_vocab_size_(model: PreTrainedModel, rows: int) -> None:
             owner.vocab_size = rows  # type: ignore[union-attr]
 
 
-def untrained_rows(table: Tensor) -> Tensor:
-    """Marks the rows that training never reached, [V] bool: reserved tokens, padding.
+def row_norms(table: Table, *, rows: int | None = None) -> Tensor:
+    """Lengths of the first `rows` rows (all without), [V] float64 from float32 sums (float64 of a float64 table)."""
+    stop = table.shape[0] if rows is None else rows
+    starts = range(0, stop, BLOCK_ROWS)
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    norms = [
+        table[start : min(start + BLOCK_ROWS, stop)].detach().to("cpu", dtype).norm(dim=1).double() for start in starts
+    ]
+    return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
+
+
+def untrained_rows(table: Table, *, rows: int | None = None) -> Tensor:
+    """Marks the rows that training never reached, [V] bool: reserved tokens, padding. `rows`: only the first so many.
 
     Two signs, both from row lengths against the median: next to nothing (below 1/1,000); or short (below 1/2) and all
     of one length (within 2 %, most of the short rows, at least 8), as random rows are before training pulls them apart.
     Rows that hide among trained ones of the same length are not found.
     """
-    norms = torch.cat([block.to("cpu", torch.float64).norm(dim=1) for block in table.detach().split(8192)])
+    norms = row_norms(table, rows=rows)
     median = norms.median()
     untrained = norms <= ZERO_NORM * median
     short = (norms < SHORT_NORM * median) & ~untrained

@@ -59,6 +59,14 @@ class ComputedTable:
         return self.compute(slice(start, stop)).to(self.dtype)
 
 
+def take(table: Table, rows: np.ndarray) -> Tensor:
+    """The numbered rows [N, D] of a table that can be read in any order, on the CPU."""
+    places = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    if isinstance(table, Tensor):
+        return table.detach()[places.to(table.device)].cpu()
+    return table[places]
+
+
 def blocks(table: Table, *, rows: int = BLOCK_ROWS) -> Iterator[Tensor]:
     """The table in blocks of rows, first to last."""
     for start in range(0, table.shape[0], rows):

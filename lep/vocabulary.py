@@ -10,7 +10,7 @@ halves of a letter, newlines, leading spaces and runs of spaces stay apart.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,12 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lep.shards import ComputedTable, Table, take
+
 Alphabet = Literal["byte_level", "metaspace"]
 MARK = "\u2581"  # the metaspace, SentencePiece's visible space
 ROLES = ("unk", "pad", "eos", "bos")  # in the order in which they stand in for an id that stands for nothing
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-ROWS_AT_ONCE = 8192  # of U in `apply`: 8,192 x 4,096 float32 is 128 MiB
 
 
 def _byte_glyphs() -> str:
@@ -217,26 +218,33 @@ class SubtokenOperator:
         new_ids = np.flatnonzero(self.exact)
         return new_ids, self.weights.indices[self.weights.indptr[new_ids]].astype(np.int64)
 
-    def apply(self, table: Tensor) -> Tensor:
+    def apply(self, table: Table) -> ComputedTable:
         """`T E`: the rows of the new vocabulary, [U, D] float32, from a table [>= V, D] of any dtype.
 
-        Streamed over blocks of new rows; only the base rows a block needs are ever widened to float32. Rows of
-        the table beyond the tokenizer's vocabulary (padding) are not read.
+        Rows are computed when asked for; only the base rows that they need are read and widened. Rows of the table
+        beyond the tokenizer's vocabulary (padding) are not read.
         """
-        rows, columns = len(self.exact), int(self.weights.shape[1])  # type: ignore[index]
+        rows, columns = self.weights.shape  # type: ignore[misc]
         if table.shape[0] < columns:
             raise ValueError(
                 f"embedding table: {table.shape[0]} rows, but the tokenizer has ids up to {columns - 1}. "
                 "Give the tokenizer and the model of one checkpoint."
             )
-        result = torch.empty(rows, table.shape[1], dtype=torch.float32)
-        for start in range(0, rows, ROWS_AT_ONCE):
-            block = self.weights[start : start + ROWS_AT_ONCE]
-            used, position = np.unique(block.indices, return_inverse=True)
-            dense = table.detach()[torch.from_numpy(used).to(table.device, torch.int64)].float().cpu().numpy()
-            narrow = csr_array((block.data, position, block.indptr), shape=(block.shape[0], len(used)))
-            result[start : start + block.shape[0]] = torch.from_numpy(narrow @ dense)
-        return result
+
+        def compute(block: slice) -> Tensor:
+            return self.combine(lambda used: take(table, used), np.arange(block.start, block.stop))
+
+        return ComputedTable(torch.Size((rows, table.shape[1])), torch.float32, compute)
+
+    def combine(
+        self, read: Callable[[np.ndarray], Tensor], rows: np.ndarray, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows of the ids they are spelt with."""
+        block = self.weights[rows]
+        used, position = np.unique(block.indices, return_inverse=True)
+        dense = read(used).to(dtype).numpy()
+        narrow = csr_array((block.data.astype(dense.dtype), position, block.indptr), shape=(len(rows), len(used)))
+        return torch.from_numpy(narrow @ dense)
 
     def save(self, path: Path) -> None:
         """Writes T as one safetensors file."""

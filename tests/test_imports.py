@@ -18,9 +18,9 @@ LAYERS = (
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
     {"chat", "checkpoints", "report"},
     {"embeddings"},
-    {"vocabulary", "assets", "shards"},
+    {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config", "memory"},
+    {"results", "artifacts", "config", "memory", "shards"},
     {"durable"},
 )
 BORDERS = {

@@ -12,6 +12,7 @@ from pico_tokenizers import byte_level_bpe, metaspace_unigram, sentencepiece_bpe
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
+from lep.shards import blocks
 from lep.vocabulary import SubtokenOperator, compose, from_glyphs, read_vocabulary, subtoken_operator, to_glyphs
 
 PICO = {
@@ -139,13 +140,12 @@ def test_unflagged_marks_count_as_special_and_holes_as_unassigned():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_apply_is_the_dense_product(dtype, monkeypatch):
-    monkeypatch.setattr("lep.vocabulary.ROWS_AT_ONCE", 64)
+def test_apply_is_the_dense_product_in_any_blocks(dtype):
     operator = subtoken_operator(sentencepiece_bpe(), byte_level_bpe())
     rows, columns = operator.weights.shape
     table = torch.randn(columns + 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = torch.from_numpy(operator.weights.toarray()).double() @ table[:columns].double()
-    result = operator.apply(table)
+    result = torch.cat(list(blocks(operator.apply(table), rows=64)))
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="embedding table"):
