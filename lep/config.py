@@ -99,6 +99,8 @@ def check(config: DictConfig) -> None:
             "model.instruct is empty, but the stage `propagation` needs an instruct model to carry the tables into. "
             "Give model.instruct=DIR, or leave the stage out: stages=[corpus,tokenizer,training]"
         )
+    if config.repair_end_of_turn not in ("auto", True, False):
+        raise ValueError(f"repair_end_of_turn={config.repair_end_of_turn} is unknown; give auto, true or false")
     training = config.training
     if training.warmup_steps >= training.steps:
         raise ValueError(

@@ -8,7 +8,6 @@ prefix multimodal models put before them; no bias on the head. Rows are raw weig
 
 # V vocabulary (rows beyond the tokenizer's ids may follow: padding), D hidden
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,22 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from typing_extensions import TypeVar
 
-from lep.shards import BLOCK_ROWS, StoredTable, Table, blocks, in_memory, read_header, rewrite_checkpoint, tensor_files
+from lep.shards import (
+    BLOCK_ROWS,
+    StoredTable,
+    Table,
+    blocks,
+    in_memory,
+    read_header,
+    rewrite_checkpoint,
+    rewritten_bytes,
+    tensor_files,
+    write_file,
+)
 
 TABLES_FILE = "embeddings.safetensors"  # tables alone, without the rest of a model: what training leaves
 INPUT_NAME = re.compile(r"(?:.*\.)?embed_tokens\.weight")
@@ -71,19 +80,17 @@ class Embeddings(Generic[AnyTable]):
         return self.map(in_memory)
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, whole or not at all."""
-        tables = {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
-        partial = path.with_name(f"{path.name}.partial")
-        save_file({name: in_memory(table).detach().contiguous().cpu() for name, table in tables.items()}, partial)
-        os.replace(partial, path)
+        """Writes one safetensors file, block of rows by block; whole or not at all."""
+        write_file(path, {"input": self.input} if self.output is None else {"input": self.input, "output": self.output})
 
     @classmethod
     def load(cls, path: Path) -> "Embeddings":
-        return _open_tables(path).in_memory()
+        """The tables of a file that `save` wrote, as tensors."""
+        return open_tables(path).in_memory()
 
 
-def _open_tables(path: Path) -> Embeddings[StoredTable]:
-    """The tables of a file of `Embeddings.save`."""
+def open_tables(path: Path) -> Embeddings[StoredTable]:
+    """The tables of a file of `Embeddings.save`, where they lie."""
     names = {*read_header(path)[0]}
     if "input" not in names or not names <= {"input", "output"}:
         raise ValueError(
@@ -108,7 +115,7 @@ def open_embeddings(model_dir: Path) -> Embeddings[StoredTable]:
     """
     model_dir = Path(model_dir)
     if (model_dir / TABLES_FILE).exists() and not (model_dir / "config.json").exists():
-        return _open_tables(model_dir / TABLES_FILE)
+        return open_tables(model_dir / TABLES_FILE)
     places = find_tables(model_dir)
     tied = _tied_by_config(model_dir)
     table = StoredTable(*places.input)
@@ -162,6 +169,14 @@ def write_tables(
     elif places.output is not None:
         dropped.append(places.output[1])
     rewrite_checkpoint(source_dir, out_dir, replaced, dropped=dropped, links=links, advance=advance)
+
+
+def written_bytes(source_dir: Path, rows: int) -> int:
+    """Bytes of tensors that `write_tables` writes for tables of so many rows; linked files take nothing."""
+    places = find_tables(Path(source_dir))
+    found = [place for place in (places.input, places.output) if place is not None]
+    replaced = {name: torch.empty(rows, StoredTable(path, name).shape[1], device="meta") for path, name in found}
+    return sum(rewritten_bytes(path, replaced) for path in {path for path, _ in found})
 
 
 def _check_fit(tied: bool, hidden: int, embeddings: Embeddings[Table]) -> None:

@@ -18,10 +18,11 @@ from transformers.utils import logging as transformers_logging
 from lep import checkpoints, stages, terminal
 from lep.config import check, choices, write_once
 from lep.corpus import PreparedCorpus
-from lep.embeddings import Embeddings, read_embeddings
+from lep.embeddings import Embeddings, open_embeddings
 from lep.loggers import close, log_result, make_loggers
 from lep.report import write_report
 from lep.results import Result, read_result, write_result
+from lep.shards import Table
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
@@ -50,10 +51,10 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
         operator = stages.make_operator(plan, tokenizer)
 
     with timed(seconds, "initialisation"):
-        base = read_embeddings(plan.base_dir)
+        base = open_embeddings(plan.base_dir)
         initial = stages.initialise(config, base, operator)
 
-    def evaluate(adapted: Embeddings) -> None:
+    def evaluate(adapted: Embeddings[Table]) -> None:
         """Propagate by every rule and benchmark each."""
         if "propagation" in asked:
             with timed(seconds, "propagation and benchmark"):
@@ -62,11 +63,11 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
 
     history: list[dict[str, float]] = []
     if config.adapted:
-        evaluate(read_embeddings(tokenizer_dir))
+        evaluate(open_embeddings(tokenizer_dir))
     elif "training" in asked:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
+            start = stages.Adaptation(initial.in_memory(), tokenizer, blocks, held_out)
             history = stages.train(plan, run_dir, start, loggers, evaluate)
 
     result = stages.collect(plan, run_dir, chosen, judged, history, corpus, tokenizer, held_out, seconds)

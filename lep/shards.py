@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lep.durable import replacing
+
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 METADATA = "__metadata__"
 DTYPES = {
@@ -271,26 +273,44 @@ def rewrite(
     """One safetensors file with other tables under the given names, in the dtypes they had; whole or not at all."""
     entries, metadata = read_header(source)
     entries = {name: entry for name, entry in entries.items() if name not in dropped}
-    header: dict[str, Any] = {METADATA: metadata} if metadata else {}
-    offset = 0
-    for name, entry in entries.items():
-        shape = tuple(replaced[name].shape) if name in replaced else entry.shape
-        nbytes = _nbytes(entry.dtype, replaced[name].shape) if name in replaced else entry.nbytes
-        header[name] = {"dtype": entry.dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the format keeps the data aligned
-    partial = target.with_name(f"{target.name}.partial")
-    with source.open("rb") as old, partial.open("wb") as new:
-        new.write(struct.pack("<Q", len(text)) + text)
+    parts = {
+        name: (entry.dtype, tuple(replaced[name].shape), _nbytes(entry.dtype, replaced[name].shape))
+        if name in replaced
+        else (entry.dtype, entry.shape, entry.nbytes)
+        for name, entry in entries.items()
+    }
+    with source.open("rb") as old, replacing(target) as partial, partial.open("wb") as new:
+        new.write(_header(parts, metadata))
         for name, entry in entries.items():
             if name in replaced:
                 _write_table(new, replaced[name], DTYPES[entry.dtype], advance)
             else:
                 _copy_bytes(old, new, entry, advance)
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(partial, target)
+
+
+def write_file(path: Path, tables: Mapping[str, Table]) -> None:
+    """A safetensors file of these tables alone, in their dtypes; whole or not at all."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    parts = {
+        name: (names[table.dtype], tuple(table.shape), _nbytes(names[table.dtype], table.shape))
+        for name, table in tables.items()
+    }
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(_header(parts, {}))
+        for table in tables.values():
+            _write_table(file, table, table.dtype, lambda nbytes: None)
+
+
+def _header(parts: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """The beginning of a safetensors file: by name dtype, shape and bytes, in the order in which the data follow."""
+    header: dict[str, Any] = {METADATA: metadata} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, nbytes) in parts.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format keeps the data aligned
+    return struct.pack("<Q", len(text)) + text
 
 
 def _write_table(file: IO[bytes], table: Table, dtype: torch.dtype, advance: Callable[[int], None]) -> None:
@@ -321,6 +341,5 @@ def _rewrite_index(source_dir: Path, out_dir: Path, files: Mapping[str, Path], d
     index["metadata"] = (index.get("metadata") or {}) | {"total_size": sum(entry.nbytes for entry in entries)}
     if "total_parameters" in index["metadata"]:
         index["metadata"]["total_parameters"] = sum(math.prod(entry.shape) for entry in entries)
-    partial = out_dir / f"{INDEX_FILE}.partial"
-    partial.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, out_dir / INDEX_FILE)
+    with replacing(out_dir / INDEX_FILE) as partial:
+        partial.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

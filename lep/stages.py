@@ -30,9 +30,12 @@ from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, Propaga
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, check_context, plain, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
-from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings
+from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, written_bytes
+from lep.memory import propagation_bytes
+from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
+from lep.shards import Table, tensor_files
 from lep.tokenizers.report import segmentations, vocabulary_report
 from lep.training import EmbeddingTraining, LastCheckpoint, PackedData, TrainingProgress, held_out_windows
 from lep.training.module import STATE_KEY
@@ -42,6 +45,7 @@ HeldOutTexts = Mapping[str, list[str]]
 
 # Characters of a window when bits per byte are measured: fits the 256 positions of the tiny pair in any vocabulary.
 BITS_CONTEXT = 240
+SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 OPERATOR_FILE = "operator.safetensors"
 HISTORY_FILE = "history.json"
 
@@ -203,8 +207,8 @@ def make_packed(plan: Plan, corpus: Artifact, tokenizer_dir: Path) -> PackedBloc
     return PackedBlocks(artifact.path)
 
 
-def initialise(config: DictConfig, base: Embeddings, operator: SubtokenOperator) -> Embeddings:
-    """The new tables before training, each by its own rule, in float32."""
+def initialise(config: DictConfig, base: Embeddings[Table], operator: SubtokenOperator) -> Embeddings[Table]:
+    """The new tables before training, each by its own rule, in float32; read row by row if the rule can."""
     generator = torch.Generator().manual_seed(config.seed)
     on_input, on_output = build(config.init.input), build(config.init.output)
     if base.tied and plain(config.init.input) != plain(config.init.output):
@@ -339,7 +343,11 @@ def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]
 
 
 def make_judge(
-    plan: Plan, base: Embeddings, operator: SubtokenOperator, tokenizer: PreTrainedTokenizerFast, held_out: HeldOutTexts
+    plan: Plan,
+    base: Embeddings[Table],
+    operator: SubtokenOperator,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: HeldOutTexts,
 ) -> Judge:
     """What carries tables into the instruct model and benchmarks them."""
     assert plan.instruct_dir is not None, "checked before any work"
@@ -371,19 +379,58 @@ def make_judge(
     )
 
 
-def judge_all(judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings, adapted: Embeddings) -> Iterator[Judged]:
-    """The untouched instruct model, the tables before training, and the adapted tables by every rule."""
+def judge_all(
+    judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings[Table], adapted: Embeddings[Table]
+) -> Iterator[Judged]:
+    """The untouched instruct model, the tables before training, and the adapted tables by every rule.
+
+    Where no model is to be in memory (`from_files`), only the tables are carried: by the rules that are exported, by
+    all if none is.
+    """
     config = plan.config
     made_from = {"base": plan.base_fingerprint, "operator": plan.stages["operator"].key}
     started_from = {**made_from, "init": plain(config.init), "seed": config.seed}
     tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
-    yield judge.judge(Candidate(ORIGINAL, None, None, {}))
-    if not config.adapted:
+    streamed = from_files(plan)
+    if not streamed:
+        yield judge.judge(Candidate(ORIGINAL, None, None, {}))
+    if not streamed and not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
         export_dir = run_dir / "models" / str(name) if name in config.export else None
         candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
-        yield judge.judge(candidate, export_dir=export_dir)
+        if not streamed:
+            yield judge.judge(candidate, export_dir=export_dir)
+        elif export_dir is not None or not config.export:
+            yield judge.carry(candidate, export_dir=export_dir)
+
+
+def from_files(plan: Plan) -> bool:
+    """Whether tables go from files to files and no instruct model is loaded.
+
+    A benchmark needs the model, and so does the repair of the end-of-turn token (`repair_end_of_turn`: true, false, or
+    auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
+    """
+    config = plan.config
+    if plan.instruct_dir is None or (config.benchmark and "benchmark" in config.stages):
+        return False
+    if config.repair_end_of_turn != "auto":
+        return not config.repair_end_of_turn
+    return sum(path.stat().st_size for path in {*tensor_files(plan.instruct_dir).values()}) > SMALL_MODEL_BYTES
+
+
+def needs(plan: Plan) -> tuple[int, int] | None:
+    """(bytes of memory, bytes of disk) that carrying tables takes, known before it starts; None where models load."""
+    config = plan.config
+    if plan.instruct_dir is None or not config.adapted or not from_files(plan):
+        return None
+    rows, hidden = open_embeddings(checkpoints.resolve_adapted(config.adapted)).input.shape
+    memory = propagation_bytes(hidden, chunk_rows=CHUNK_ROWS)
+    instruct = open_embeddings(plan.instruct_dir)
+    table_bytes = (1 if instruct.tied else 2) * rows * hidden * instruct.input.dtype.itemsize
+    each = written_bytes(plan.instruct_dir, rows)
+    # One rule's tables lie on disk beside its model while that is written.
+    return memory, len(config.export) * each + (table_bytes if config.export else 0)
 
 
 def collect(
@@ -398,7 +445,7 @@ def collect(
     seconds: dict[str, float],
 ) -> Result:
     """Everything the run found, as one record; answers are written beside it, one file a model."""
-    for found in judged:
+    for found in (found for found in judged if found.records):
         write_records(run_dir / "answers" / f"{found.row.name}.jsonl", found.records)
     base_tokenizer = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
     config = plan.config
@@ -407,7 +454,7 @@ def collect(
         run=run_dir.name,
         choices=chosen,
         seed=config.seed,
-        rows=[found.row for found in judged],
+        rows=[found.row for found in judged if found.row.scores or found.row.bits_per_byte],
         corpus=corpus.facts,
         tokenizer=describe_vocabularies(base_tokenizer, tokenizer, held_out),
         training=describe_training(history, config),

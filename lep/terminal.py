@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from lep.callbacks import NOT_REPAIRED
 from lep.config import trained_rows, variant_name
 from lep.report import terminal_table
 from lep.results import Result
-from lep.stages import Plan
+from lep.stages import Plan, needs
 
 console = Console()
 
@@ -35,6 +36,10 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
     for stage, what in _sizes(config).items():
         if stage in config.stages:
             table.add_row(f"[bold]{stage}[/]", escape(what), _state(plan, stage))
+    found = needs(plan)
+    if found is not None:
+        memory, disk = found
+        table.add_row("[bold]needs[/]", f"about {memory / 1e9:.1f} GB of memory, {disk / 1e9:.1f} GB of disk", "")
     title = f"lep  {config.model.name} · {variant_name(config)} · seed {config.seed}"
     console.print(Panel(table, title=title, subtitle=escape(str(run_dir)), title_align="left", subtitle_align="left"))
 
@@ -71,6 +76,9 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         console.print(_vocabulary_table(result))
     for name in config.export:
         say(f"model     {run_dir / 'models' / name}")
+    for name, found in result.propagation.items():
+        if found.get("end of turn", {}).get("unchanged_because") == NOT_REPAIRED:
+            say(f"note      {name}: the end-of-turn token was not repaired: {NOT_REPAIRED}")
     kept = [name for name in ("config.yaml", "metrics.csv", "answers", "result.json") if (run_dir / name).exists()]
     say(f"saved     {run_dir}/  ({', '.join(kept)})")
     say(f"page      {run_dir / 'report.html'}")

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from wandb_offline import read_offline_run
 
+from lep.embeddings import read_embeddings
 from lep.results import read_result
 
 SMALL = (
@@ -97,6 +99,39 @@ def test_adapted_tables_go_into_another_instruct_model_without_training(finished
     result = read_result(record)
     assert [row.name for row in result.rows] == ["original", "swap", "overlap", "conversion", "delta"]
     assert result.training == {}
+
+
+def test_tables_go_from_files_to_files_into_any_number_of_siblings(finished: tuple[Path, str]):
+    """No benchmark, no repair: each sibling gets its own tables, from one set of trained ones."""
+    folder, _ = finished
+    (adapted,) = (folder / "artifacts" / "adapted").glob("tiny-extension-*")
+    siblings = ("instruct", "instruct_far")
+    models = ",".join(f"package:lep.assets/tiny/{sibling}" for sibling in siblings)
+    flags = ["-m", f"adapted={adapted}", f"model.instruct={models}", "benchmark=none", "export=[conversion,delta]"]
+    options = ["repair_end_of_turn=false", "study=files", "corpus.source.num_documents=1500"]
+    options += ["corpus.held_out.documents=10"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lep", *flags, *options],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = " ".join(done.stdout.split())
+    assert "GB of memory" in words and "GB of disk" in words
+    assert "conversion: the end-of-turn token was not repaired" in words
+    records = sorted((folder / "runs" / "files").glob("*/result.json"))
+    assert len(records) == len(siblings)
+    for record in records:
+        result = read_result(record)
+        assert result.rows == [] and set(result.propagation) == {"conversion", "delta"}
+        assert {"long_rows", "held_out_r2"} <= set(result.propagation["conversion"]["output"])
+        written = read_embeddings(record.parent / "models" / "conversion")
+        assert written.input.shape[0] >= read_embeddings(adapted).input.shape[0]
+        assert not list((record.parent / "models").glob(".carried*"))
+    one, other = (read_embeddings(record.parent / "models" / "delta").input for record in records)
+    assert not torch.equal(one, other)
 
 
 def test_a_mistake_is_one_clear_line_before_any_work(tmp_path: Path):
