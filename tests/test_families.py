@@ -17,9 +17,10 @@ from lep.checkpoints import load_model, load_tokenizer
 from lep.embeddings import embeddings_of, read_embeddings, set_embeddings_
 from lep.export import export_model
 from lep.initialization.mean import mean
-from lep.memory import training_bytes
+from lep.memory import propagation_bytes, training_bytes
 from lep.propagation import propagate
 from lep.propagation.delta import delta
+from lep.propagation.gram import CHUNK_ROWS
 from lep.tokenizers import extension
 from lep.training import EmbeddingTraining, PackedData
 from lep.vocabulary import subtoken_operator
@@ -196,6 +197,31 @@ def test_a_model_is_named_and_its_pair_is_pinned_to_a_revision(name: str):
     assert config.base != config.instruct and config.base_revision and config.instruct_revision
     adaptation = config.adaptation
     assert adaptation.kept_tokens < adaptation.optimized_size and adaptation.kept_tokens < config.size.vocabulary
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_memory_that_a_config_names_is_what_its_size_comes_to(name: str):
+    config = composed(name)
+    size, adaptation = config.size, config.adaptation
+
+    def training(rows: int, vocabulary: int) -> float:
+        return training_bytes(
+            size.parameters,
+            vocabulary=size.vocabulary,
+            hidden=size.hidden,
+            tied=size.tied,
+            new_vocabulary=vocabulary,
+            trained_rows=rows,
+            body_bytes=2,
+        )
+
+    expected = [
+        training(adaptation.new_tokens, size.vocabulary + adaptation.new_tokens),
+        training(adaptation.replacement_size, adaptation.replacement_size),
+        propagation_bytes(size.hidden, chunk_rows=CHUNK_ROWS),
+    ]
+    (said,) = re.findall(r"# Memory: (.*)", (CONF / f"{name}.yaml").read_text())
+    assert re.findall(r"([\d.]+) GB", said) == [f"{nbytes / 1e9:.1f}" for nbytes in expected]
 
 
 # Memory
