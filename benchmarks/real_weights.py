@@ -70,7 +70,7 @@ def with_tables(model_dir: Path, tables: Embeddings, dtype: torch.dtype) -> PreT
 
 
 def initial(tables: Embeddings, operator: SubtokenOperator, rule=mean) -> Embeddings:
-    return tables.map(lambda table: rule(table, operator, generator=torch.Generator().manual_seed(0)))
+    return tables.map(lambda table: rule(table, operator, generator=torch.Generator().manual_seed(0))).in_memory()
 
 
 def identity(

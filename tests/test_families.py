@@ -1,6 +1,8 @@
 """A family needs no code: every architecture goes the whole way, and every model's config says what the model is."""
 
+import copy
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_module
 from pico_models import FAMILIES, TEXT, pico_model, pico_tokenizer
+from pico_tokenizers import sentencepiece_bpe
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -21,7 +25,7 @@ from lep.memory import propagation_bytes, training_bytes
 from lep.propagation import propagate
 from lep.propagation.delta import delta
 from lep.propagation.gram import CHUNK_ROWS
-from lep.tokenizers import extension
+from lep.tokenizers import extension, unigram
 from lep.training import EmbeddingTraining, PackedData
 from lep.vocabulary import subtoken_operator
 
@@ -150,6 +154,19 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
     model.tie_weights()
     with pytest.raises(ValueError, match="changes its embeddings or logits"):
         EmbeddingTraining(model, embeddings_of(model), learning_rate=0.1)
+
+
+def test_a_line_end_that_is_an_added_token_may_be_learnt_again():
+    """Gemma adds line ends and tabs as tokens; a new vocabulary of text with lines finds them as pieces too."""
+    base = copy.deepcopy(sentencepiece_bpe())
+    base.add_tokens([AddedToken("\n", special=False, normalized=False)])
+    texts = [f"{text}\n{text}\n" for text in TEXT] * 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a short text gives a short vocabulary
+        fresh = unigram(base, texts, vocab_size=440)
+    assert sorted(fresh.get_vocab().values()) == list(range(len(fresh)))
+    assert [token for token in fresh.get_vocab() if token == "\n"] == ["\n"]
+    assert fresh.decode(fresh.encode(texts[0]), skip_special_tokens=True).strip() == texts[0].strip()
 
 
 # The configs

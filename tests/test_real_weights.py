@@ -12,6 +12,7 @@ from lep.checkpoints import load_model, load_tokenizer
 from lep.embeddings import embeddings_of, read_embeddings, set_embeddings_
 from lep.export import export_model
 from lep.initialization.mean import mean
+from lep.shards import in_memory
 from lep.tokenizers import extension
 from lep.vocabulary import subtoken_operator
 
@@ -39,7 +40,7 @@ def test_the_vocabulary_into_itself_gives_the_same_logits_bit_for_bit(model_dir:
     assert np.array_equal(operator.weights.indices, np.arange(rows)) and (operator.weights.data == 1).all()
     model = load_model(model_dir).to(dtype)
     before = logits(model, tokenizer)
-    set_embeddings_(model, tables.map(lambda table: mean(table, operator)))
+    set_embeddings_(model, tables.map(lambda table: mean(table, operator)).in_memory())
     assert torch.equal(logits(model, tokenizer), before[:, :rows])
 
 
@@ -51,7 +52,7 @@ def test_extension_without_training_leaves_english_as_it_is(model_dir: Path):
     assert len(longer(RUSSIAN[0])["input_ids"]) < len(tokenizer(RUSSIAN[0])["input_ids"])
     model = load_model(model_dir)
     before = logits(model, tokenizer)
-    tables = embeddings_of(model).map(lambda table: mean(table, operator))
+    tables = embeddings_of(model).map(lambda table: mean(table, operator)).in_memory()
     set_embeddings_(model, tables)
     after = logits(model, longer)[:, : before.shape[1]]
     # One unit in the last place of the largest logit: the product may be split otherwise over more rows.
@@ -65,7 +66,7 @@ def test_a_real_model_with_an_extended_vocabulary_is_exported_and_checked(model_
     operator = subtoken_operator(longer, tokenizer)
     chatting, _ = result_tokenizer(longer, tokenizer)
     model = load_model(model_dir)
-    tables = embeddings_of(model).map(lambda table: mean(table, operator).to(table.dtype))
+    tables = embeddings_of(model).map(lambda table: in_memory(mean(table, operator)).to(table.dtype))
     set_embeddings_(model, tables)
     report = export_model(model_dir, tables, chatting, tmp_path / "out", recipe={}, reference=model)
     assert report["rows"] % 64 == 0 and report["servers"]["vllm"]["ready"]
