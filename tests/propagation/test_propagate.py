@@ -84,7 +84,7 @@ def test_tables_on_disk_give_what_tables_in_memory_give(tmp_path, rule):
 
 
 def test_results_are_rounded_once():
-    """Bfloat16 in and out: within half a unit in the last place of the exact answer, which two roundings would exceed."""
+    """Bfloat16 in and out: within half a unit in the last place, which two roundings would exceed."""
     operator = random_operator(600, 400, shared=100)
     given = [tables(rows, seed=seed, tied=True).map(Tensor.bfloat16) for seed, rows in enumerate((600, 400, 400))]
     dense = torch.from_numpy(operator.weights.toarray()).double()
