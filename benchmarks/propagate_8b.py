@@ -3,9 +3,9 @@
 Three checkpoints of the full shard layout are made in a temporary folder: shards with a table are filled where it lies,
 the rest is holes; shards without a table are one file under three names. Each rule then runs in a process of its own:
 read base, instruct and adapted, fit, write the fourth checkpoint. Bare is what the rule cannot do without, measured in
-that process before and after on buffers that are ready (4,096 rows, scaled to the rows there are): for a fitted rule and
-each table, the upper half of B^T B and B^T (I - B) in float64 over the rows of the fit, and A Q in float32 over the new
-vocabulary. Swap and delta have no such products. Random rows: their values do not change the work.
+that process before and after on buffers that are ready (4,096 rows, scaled to the rows there are): for a fitted rule
+and each table, the upper half of B^T B and B^T (I - B) in float64 over the rows of the fit, and A Q in float32 over the
+new vocabulary. Swap and delta have no such products. Random rows: their values do not change the work.
 
     python benchmarks/propagate_8b.py                       # 128,256 x 4,096, some 20 minutes on two cores
     python benchmarks/propagate_8b.py --hidden 512 --layers 4   # a quick look
@@ -30,6 +30,7 @@ from rich.table import Table as Lines
 from scipy.sparse import csr_array
 
 from lep.embeddings import open_embeddings, write_tables
+from lep.memory import propagation_bytes
 from lep.propagation import propagate
 from lep.propagation.conversion import conversion
 from lep.propagation.delta import delta
@@ -122,7 +123,7 @@ def write_rows(file, shape: tuple[int, ...], seeds: list[int]) -> None:
 
 
 def make_operator(arguments: argparse.Namespace) -> SubtokenOperator:
-    """Shared tokens spread over the old vocabulary; the others are 2 to 5 old tokens, few of which do most of the work."""
+    """Shared tokens spread over the old vocabulary; the others are 2 to 5 old tokens, few doing most of the work."""
     rng = np.random.default_rng(arguments.seed)
     trained = arguments.old - RESERVED
     shared = np.sort(rng.choice(trained, arguments.shared, replace=False))
@@ -219,7 +220,15 @@ def report(arguments: argparse.Namespace, folder: Path, found: dict[str, dict]) 
     sizes = {(f.stat().st_ino): f.stat() for f in folder.rglob("*") if f.is_file()}
     apparent, real = sum(s.st_size for s in sizes.values()), sum(512 * s.st_blocks for s in sizes.values())
     lines = Lines(
-        "rule", "seconds", "of it fitting", "bare products", "ratio", "peak memory", "rows of a fit", "R2 held out"
+        "rule",
+        "seconds",
+        "of it fitting",
+        "bare products",
+        "ratio",
+        "peak memory",
+        "foreseen",
+        "rows of a fit",
+        "R2 held out",
     )
     for rule, result in found.items():
         bare, facts = result.get("bare"), result["diagnostics"]["input"]
@@ -230,6 +239,7 @@ def report(arguments: argparse.Namespace, folder: Path, found: dict[str, dict]) 
             f"{bare:.0f}" if bare else "none",
             f"{result['seconds'] / bare:.2f}" if bare else "",
             f"{result['peak'] / 1e9:.2f} GB",
+            f"{propagation_bytes(arguments.hidden, chunk_rows=CHUNK_ROWS) / 1e9:.2f} GB",
             f"{facts['rows']:,}" if bare else "",
             f"{facts['held_out_r2']:.3f}" if bare else "",
         )

@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from lep.embeddings import Embeddings, embeddings_of, open_embeddings, read_embeddings, set_embeddings_, write_tables
+from lep.embeddings import (
+    Embeddings,
+    embeddings_of,
+    open_embeddings,
+    read_embeddings,
+    set_embeddings_,
+    write_tables,
+    written_bytes,
+)
 from lep.shards import INDEX_FILE, SINGLE_FILE, ComputedTable, StoredTable, in_memory, read_header
 
 ROWS, OTHER_ROWS = 60, 91
@@ -177,6 +185,15 @@ def test_every_byte_written_is_told(tmp_path):
     told = []
     written = write(tmp_path / "source", new_tables(False), tmp_path / "out", advance=told.append)
     assert sum(told) == sum(tensor.nbytes for tensor in written.values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", [True, False])
+def test_what_will_be_written_is_known_from_the_headers_alone(tmp_path, tied, shards):
+    checkpoint(tmp_path / "source", tied=tied, shards=shards)
+    told = []
+    write(tmp_path / "source", new_tables(tied), tmp_path / "out", advance=told.append)
+    assert written_bytes(tmp_path / "source", OTHER_ROWS) == sum(told)
 
 
 @given(
