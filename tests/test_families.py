@@ -114,7 +114,7 @@ def test_every_architecture_goes_the_whole_way(family: str, tied: bool, tmp_path
     model = load_model(instruct_dir)
     set_embeddings_(model, result)
     report = export_model(instruct_dir, result, chatting, tmp_path / "out", recipe={}, pad_to=8, reference=model)
-    assert report["checks"]["decoding"].startswith("5 answers of 12 tokens, 5 equal")
+    assert report["checks"]["decoding"].startswith("3 answers of 8 tokens, 3 equal")
     assert report["checks"]["end of turn"] == "generation stops at <|end|>"
 
     loaded, tokenizer = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModelForCausalLM, AutoTokenizer))

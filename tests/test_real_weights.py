@@ -70,6 +70,6 @@ def test_a_real_model_with_an_extended_vocabulary_is_exported_and_checked(model_
     set_embeddings_(model, tables)
     report = export_model(model_dir, tables, chatting, tmp_path / "out", recipe={}, reference=model)
     assert report["rows"] % 64 == 0 and report["servers"]["vllm"]["ready"]
-    assert report["checks"]["decoding"].startswith("5 answers of 12 tokens")
+    assert report["checks"]["decoding"].startswith("3 answers of 8 tokens")
     if tokenizer.chat_template:
         assert report["checks"]["end of turn"].startswith("generation stops at ")
