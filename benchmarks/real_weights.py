@@ -70,7 +70,7 @@ def with_tables(model_dir: Path, tables: Embeddings, dtype: torch.dtype) -> PreT
 
 
 def initial(tables: Embeddings, operator: SubtokenOperator, rule=mean) -> Embeddings:
-    return tables.map(lambda table: rule(table, operator, generator=torch.Generator().manual_seed(0)))
+    return tables.map(lambda table: rule(table, operator, generator=torch.Generator().manual_seed(0))).in_memory()
 
 
 def identity(
@@ -185,6 +185,7 @@ def main() -> None:
     def add(model_dir: Path, test: str, found: Mapping[str, Measured], n: int, unit: str) -> None:
         for name, (value, error) in found.items():
             shown = f"{error:.3f}" if error else ""
+            print(f"  {test}: {name} {value:,.6g} {shown}", flush=True)
             table.add_row(model_dir.name, f"{test}: {name}", f"{value:,.6g}", shown, f"{n} {unit}")
 
     for model_dir in options.models:

@@ -18,7 +18,7 @@ PACKAGE = "package:"
 # Of an artifact: when it was made, and how training went, do not change what it holds.
 NOT_CONTENT = ("manifest.json", "history.json")
 # Weights as pickles are left on the hub: only safetensors are read.
-WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
 # Files up to this size are told apart by their content, larger ones by size and time of change.
 HASHED_BYTES = 64 * 2**20
 

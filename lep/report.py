@@ -107,6 +107,7 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         facts={
             "Corpus": facts(result.corpus),
             "Training": facts({k: v for k, v in result.training.items() if k != "curve"}),
+            "Exports": facts({name: of["export"] for name, of in result.propagation.items() if "export" in of}),
             "Artifacts": facts(result.artifacts),
             "Time and memory": facts(result.timings),
             "Environment": facts(result.environment),

@@ -1,6 +1,8 @@
 """A family needs no code: every architecture goes the whole way, and every model's config says what the model is."""
 
+import copy
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_module
 from pico_models import FAMILIES, TEXT, pico_model, pico_tokenizer
+from pico_tokenizers import sentencepiece_bpe
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -17,10 +21,11 @@ from lep.checkpoints import load_model, load_tokenizer
 from lep.embeddings import embeddings_of, read_embeddings, set_embeddings_
 from lep.export import export_model
 from lep.initialization.mean import mean
-from lep.memory import training_bytes
+from lep.memory import propagation_bytes, training_bytes
 from lep.propagation import propagate
 from lep.propagation.delta import delta
-from lep.tokenizers import extension
+from lep.propagation.gram import CHUNK_ROWS
+from lep.tokenizers import extension, unigram
 from lep.training import EmbeddingTraining, PackedData
 from lep.vocabulary import subtoken_operator
 
@@ -89,7 +94,7 @@ def test_every_architecture_goes_the_whole_way(family: str, tied: bool, tmp_path
     operator = subtoken_operator(adapted_tokenizer, base_tokenizer)
     tables = read_embeddings(base_dir)
     assert tables.tied is tied
-    initial = tables.map(lambda table: mean(table, operator))
+    initial = tables.map(lambda table: mean(table, operator)).in_memory()
 
     # What is trained is the model's own loss, scaled embeddings and all, and only the tables move.
     whole = load_model(base_dir)
@@ -151,6 +156,19 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
         EmbeddingTraining(model, embeddings_of(model), learning_rate=0.1)
 
 
+def test_a_line_end_that_is_an_added_token_may_be_learnt_again():
+    """Gemma adds line ends and tabs as tokens; a new vocabulary of text with lines finds them as pieces too."""
+    base = copy.deepcopy(sentencepiece_bpe())
+    base.add_tokens([AddedToken("\n", special=False, normalized=False)])
+    texts = [f"{text}\n{text}\n" for text in TEXT] * 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a short text gives a short vocabulary
+        fresh = unigram(base, texts, vocab_size=440)
+    assert sorted(fresh.get_vocab().values()) == list(range(len(fresh)))
+    assert [token for token in fresh.get_vocab() if token == "\n"] == ["\n"]
+    assert fresh.decode(fresh.encode(texts[0]), skip_special_tokens=True).strip() == texts[0].strip()
+
+
 # The configs
 
 
@@ -196,6 +214,31 @@ def test_a_model_is_named_and_its_pair_is_pinned_to_a_revision(name: str):
     assert config.base != config.instruct and config.base_revision and config.instruct_revision
     adaptation = config.adaptation
     assert adaptation.kept_tokens < adaptation.optimized_size and adaptation.kept_tokens < config.size.vocabulary
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_memory_that_a_config_names_is_what_its_size_comes_to(name: str):
+    config = composed(name)
+    size, adaptation = config.size, config.adaptation
+
+    def training(rows: int, vocabulary: int) -> float:
+        return training_bytes(
+            size.parameters,
+            vocabulary=size.vocabulary,
+            hidden=size.hidden,
+            tied=size.tied,
+            new_vocabulary=vocabulary,
+            trained_rows=rows,
+            body_bytes=2,
+        )
+
+    expected = [
+        training(adaptation.new_tokens, size.vocabulary + adaptation.new_tokens),
+        training(adaptation.replacement_size, adaptation.replacement_size),
+        propagation_bytes(size.hidden, chunk_rows=CHUNK_ROWS),
+    ]
+    (said,) = re.findall(r"# Memory: (.*)", (CONF / f"{name}.yaml").read_text())
+    assert re.findall(r"([\d.]+) GB", said) == [f"{nbytes / 1e9:.1f}" for nbytes in expected]
 
 
 # Memory

@@ -211,3 +211,12 @@ def test_numbers_and_facts_are_for_people() -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, lep.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_says_what_the_checks_of_an_export_saw(result: Result) -> None:
+    servers = {"llama.cpp": {"ready": False, "remedy": HOSTILE}}
+    export = {"rows": 1152, "checks": {"decoding": "5 answers of 12 tokens"}, "servers": servers}
+    page = render_report(replace(result, propagation={"delta": {"input": {}, "export": export}}))
+    assert "<summary>Exports</summary>" in page and "5 answers of 12 tokens" in page
+    assert "delta · servers · llama.cpp · remedy" in page and HOSTILE not in page
+    assert "<summary>Exports</summary>" not in render_report(result)

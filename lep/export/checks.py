@@ -60,10 +60,8 @@ def check_directory(
     small = nbytes <= LOADED_BYTES
     model, seen["loading"] = _load(directory, small=small)
     if not small:
-        skipped = (
-            f"skipped, {nbytes / 2**30:.1f} GiB of weights are above the {LOADED_BYTES / 2**30:.0f} GiB that are loaded"
-        )
-        return seen | {"decoding": skipped, "end of turn": skipped}
+        large = f"{nbytes / 2**30:.1f} GiB of weights are above the {LOADED_BYTES / 2**30:.0f} GiB that are loaded"
+        return seen | {"decoding": f"skipped, {large}", "end of turn": f"{_end_is_named(directory, loaded)}; {large}"}
     if reference is None:
         seen["decoding"] = "skipped, there was no model in memory to compare with"
     else:
@@ -228,6 +226,15 @@ def _greedy(model: PreTrainedModel, ids: torch.Tensor, *, allowed: Callable | No
         **ends,
     )
     return written[0, ids.shape[1] :]  # type: ignore[index]
+
+
+def _end_is_named(directory: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The token that ends a turn is among those at which generation is told to stop."""
+    token = end_of_turn(tokenizer)
+    named = json.loads((directory / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    if token is not None and token not in (named if isinstance(named, list) else [named]):
+        raise _fail(f"eos_token_id={named} lacks {tokenizer.convert_ids_to_tokens(token)!r}", "Please report this.")
+    return f"{tokenizer.convert_ids_to_tokens(token)} is an eos token, not tried" if token is not None else "none"
 
 
 @torch.inference_mode()

@@ -75,8 +75,9 @@ def _llama_cpp(tokenizer: PreTrainedTokenizerFast, rows: int, tokens: int) -> Ve
         return Verdict(
             False,
             "a metaspace BPE without tokenizer.model",
-            "convert_hf_to_gguf.py takes it, but gives all pieces one score, so that llama.cpp merges in another "
-            "order. Compare `llama-tokenize` with tokenizer.json before use, and serve with vLLM where they differ.",
+            "Where convert_hf_to_gguf.py takes it (Llama, Mistral), it gives all pieces one score, so that llama.cpp "
+            "merges in another order. Compare `llama-tokenize` with tokenizer.json before use, and serve with vLLM "
+            "where they differ.",
         )
     name = pre_tokenizer_class(tokenizer)
     if name is None:
