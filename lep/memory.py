@@ -28,7 +28,7 @@ PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers, before any work
 GRAM_MATRICES = (
     9  # D x D in float64 at the height of a fit: two sums of seen and of unseen rows, factor, solution, room
 )
-CHUNKS = 7  # of rows in float64 at the height of a fit: base, instruct, their change, the old rows they are made of
+CHUNKS = 10  # of rows in float64 at the height of a fit: base, instruct, their change, the old rows they are made of
 
 
 def propagation_bytes(hidden: int, *, chunk_rows: int) -> int:

@@ -169,12 +169,6 @@ class StoredTable:
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    def __deepcopy__(self, memo: dict) -> "StoredTable":
-        return self
-
-    def __reduce__(self) -> tuple:
-        return StoredTable, (self.path, self.name)
-
 
 def tensor_files(model_dir: Path) -> dict[str, Path]:
     """Tensor name -> file of a checkpoint directory, from the index of the shards or from the single file."""
