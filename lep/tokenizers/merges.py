@@ -29,6 +29,30 @@ def merges_alone(model: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(spec))
 
 
+def whole_pieces(model: dict[str, Any], pieces: Iterable[str]) -> set[str]:
+    """Those of the pieces that the merges alone give as one token."""
+    pieces = list(pieces)
+    encoded = merges_alone(model).encode_batch_fast(pieces, add_special_tokens=False)
+    return {piece for piece, e in zip(pieces, encoded, strict=True) if e.ids == [model["vocab"][piece]]}
+
+
+def derivation(piece: str, ranks: dict[tuple[str, str], int]) -> set[str] | None:
+    """A piece and all pieces its merges go through, single characters too; None if no merges give it whole.
+
+    ranks: the place of every merge, the first to apply being the lowest.
+    """
+    symbols, made = list(piece), {piece, *piece}
+    while len(symbols) > 1:
+        pairs = [ranks.get(pair, len(ranks)) for pair in zip(symbols, symbols[1:], strict=False)]
+        best = min(pairs)
+        if best == len(ranks):
+            return None
+        at = pairs.index(best)
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+        made.add(symbols[at])
+    return made
+
+
 def continue_merges(model: dict[str, Any], words: Counter[str], *, new_tokens: int) -> tuple[list[str], Merges]:
     """At most `new_tokens` new pieces and the merges behind the old ones that make them, most frequent first.
 
@@ -109,8 +133,7 @@ def _reachable(model: dict[str, Any], learnt: Merges, number: int) -> tuple[list
         if not pieces:
             return [], []
         grown = _with_pieces(model, pieces, merges)
-        encoded = merges_alone(grown).encode_batch_fast(pieces, add_special_tokens=False)
-        lost = {piece for piece, e in zip(pieces, encoded, strict=True) if e.ids != [grown["vocab"][piece]]}
+        lost = set(pieces) - whole_pieces(grown, pieces)
         if not lost:
             return pieces, merges
         dropped |= lost

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedTokenizerFast
 
 from lep.tokenizers.family import Family, assemble, bpe_model, family_of, require_bpe, require_room, warn_if_short
-from lep.tokenizers.merges import Merges, continue_merges
-from lep.tokenizers.words import count_words, of_scripts
-from lep.vocabulary import bare_tokenizer, merge_pairs
+from lep.tokenizers.merges import Merges, continue_merges, derivation
+from lep.tokenizers.words import count_words, of_scripts, token_use
+from lep.vocabulary import merge_pairs
 
 
 def optimization(
@@ -44,17 +44,6 @@ def optimization(
     return tokenizer
 
 
-def token_use(base: PreTrainedTokenizerFast, words: Counter[str]) -> dict[int, int]:
-    """How often each old token comes in the counted words."""
-    counts: Counter[int] = Counter()
-    tokenizer = bare_tokenizer(base, pre_tokenizer=False)
-    encoded = tokenizer.encode_batch_fast(list(words), add_special_tokens=False)
-    for encoding, count in zip(encoded, words.values(), strict=True):
-        for i in encoding.ids:
-            counts[i] += count
-    return counts
-
-
 def _cut(family: Family, use: dict[int, int], size: int) -> tuple[list[str], Merges]:
     """At most `size` old pieces in their old order, and the old merges that live among them.
 
@@ -69,23 +58,8 @@ def _cut(family: Family, use: dict[int, int], size: int) -> tuple[list[str], Mer
     for piece in sorted(ids.keys() - added, key=lambda piece: (-use.get(ids[piece], 0), ids[piece])):
         if len(kept) >= size:
             break
-        needed = _parts(piece, ranks, kept) if piece not in kept else set()
-        if needed is not None and len(kept) + len(needed) <= size:
-            kept |= needed
+        made_of = derivation(piece, ranks) if piece not in kept else None
+        if made_of is not None and len(kept) + len(made_of - kept) <= size:
+            kept |= made_of
     merges = [(left, right) for left, right in ranks if left in kept and right in kept and left + right in kept]
     return sorted(kept, key=ids.__getitem__), merges
-
-
-def _parts(piece: str, ranks: dict[tuple[str, str], int], kept: set[str]) -> set[str] | None:
-    """A piece and the pieces its merges go through that are not kept yet; None if no merges give it whole."""
-    symbols, needed = list(piece), {piece, *piece} - kept
-    while len(symbols) > 1:
-        pairs = [ranks.get(pair, len(ranks)) for pair in zip(symbols, symbols[1:], strict=False)]
-        best = min(pairs)
-        if best == len(ranks):
-            return None
-        at = pairs.index(best)
-        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-        if symbols[at] not in kept:
-            needed.add(symbols[at])
-    return needed
