@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from lep.tokenizers.family import Family, assemble, bpe_model, family_of, require_bpe, warn_if_short
+from lep.tokenizers.family import assemble, bpe_model, family_of, require_bpe, warn_if_short
 from lep.tokenizers.merges import continue_merges
 from lep.tokenizers.scripts import without_scripts
 from lep.tokenizers.unigram import piece_counts

@@ -1,6 +1,5 @@
 """Optimization: the old vocabulary cut to the tokens the corpus uses most, then extended (paper, section 3)."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerFast
