@@ -50,6 +50,8 @@ def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path
     path = Path(reference).expanduser()
     if any((path / name).is_file() for name in TOKENIZER_FILES):
         return path
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(f"{key}={reference} holds no tokenizer: {' and '.join(TOKENIZER_FILES)} are missing")
     return resolve(reference, revision, key=key, weights=False)
 
 

@@ -116,7 +116,7 @@ def make_plan(config: DictConfig) -> Plan:
         check_context(config.training.block_size, checkpoints.context_length(base_dir))
     compared = {
         str(name): checkpoints.resolve_tokenizer(reference, None, key=f"compare_tokenizers.{name}")
-        for name, reference in config.compare_tokenizers.items()
+        for name, reference in (config.compare_tokenizers or {}).items()
     }
     base = checkpoints.fingerprint(base_dir)
     base_tokenizer = tokenizer_files(base)

@@ -51,7 +51,7 @@ def result() -> Result:
         tokenizer={
             "before": vocabulary(1100, 2.47),
             "after": vocabulary(1900, 4.02),
-            "examples": [{"language": "ru", "before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}],
+            "examples": [{"language": "ru", "tokens": {"before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}}],
         },
         training={"curve": curve, "tokens_per_second": 7160.2},
         propagation={"overlap": {"input": fit, "output": {**fit, "novel_number": 17}, "end of turn": turn}},

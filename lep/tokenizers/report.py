@@ -4,7 +4,6 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ Texts = Mapping[str, Mapping[str, Iterable[str]]]  # source -> language -> texts
 TEXTS_AT_ONCE = 64
 MOST_DOMAINS = 12  # a table of sources that is still read; the smaller ones are put together
 CHARACTERS_AT_ONCE = 256  # of all Unicode in one text, when it is asked what comes back
-NUMBER = "1234567890"
 
 
 def compare_vocabularies(tokenizers: Mapping[str, PreTrainedTokenizerFast], texts: Texts) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def vocabulary_report(tokenizer: PreTrainedTokenizerFast, texts: Texts) -> dict[
         "unreachable_examples": [vocabulary.pieces[i] for i in unreachable[:20]],
         "share_used": float((use[ordinary] > 0).mean()),
         "unicode_characters_lost": len(lost_characters(tokenizer, vocabulary)),
-        "digits": "|".join(numbers_cut(tokenizer)),
+        "digits_per_token": digits_per_token(vocabulary),
         "languages": {name: _averages(total) for name, total in _totals(counts, by=1).items()},
         "domains": {name: _averages(total) for name, total in _totals(counts, by=0).items()},
     }
@@ -173,11 +171,10 @@ def lost_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], vocabulary:
     return lost
 
 
-def numbers_cut(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """How a long number is cut into tokens: by single digits, by threes, or as the merges fell."""
-    offsets = tokenizer.backend_tokenizer.encode(NUMBER, add_special_tokens=False).offsets
-    edges = sorted({0, len(NUMBER), *(end for _, end in offsets)})
-    return [NUMBER[start:end] for start, end in pairwise(edges)]
+def digits_per_token(vocabulary: Vocabulary) -> int:
+    """The longest number that is one token: 1 where numbers are split into digits, 3 where they go by threes."""
+    numbers = (token.strip() for token in vocabulary.tokens if token is not None)
+    return max((len(number) for number in numbers if number.isdigit()), default=0)
 
 
 def vocabulary_change(before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast) -> dict[str, int]:

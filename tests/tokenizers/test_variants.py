@@ -230,7 +230,7 @@ def test_the_report_counts_what_the_tokenizer_does(variant):
     assert sum(domain["tokens"] for domain in report["domains"].values()) == sum(
         language["tokens"] for language in report["languages"].values()
     )
-    assert report["unicode_characters_lost"] == 0 and report["digits"].replace("|", "") == "1234567890"
+    assert report["unicode_characters_lost"] == 0 and report["digits_per_token"] in (2, 3)
     assert report["size"] == len(tokenizer) and report["unreachable_tokens"] == 0 and 0 < report["share_used"] <= 1
 
 
