@@ -22,20 +22,32 @@ SHARED = Path(os.environ.get("LEP_SHARED", Path(__file__).parents[2] / "shared")
 REAL = ("llama3", "qwen3", "mistral")
 
 
+class RealTokenizers(dict[str, PreTrainedTokenizerFast]):
+    """The tokenizers of LLaMa-3, Qwen3 and Mistral-v0.1 by name, each read when it is first asked for."""
+
+    def __init__(self, folder: Path, unpacked: Path) -> None:
+        self.folder, self.unpacked = folder, unpacked
+
+    def __missing__(self, name: str) -> PreTrainedTokenizerFast:
+        self[name] = self._read(name)
+        return self[name]
+
+    def _read(self, name: str) -> PreTrainedTokenizerFast:
+        if name == "mistral":
+            return LlamaTokenizer.from_pretrained(str(self.folder / "mistral_v0.1"))
+        (self.unpacked / name).mkdir()
+        for path in (self.folder / name).glob("*.gz"):
+            with gzip.open(path) as packed, open(self.unpacked / name / path.stem, "wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        return PreTrainedTokenizerFast.from_pretrained(self.unpacked / name)
+
+
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrainedTokenizerFast]:
-    """The tokenizers of LLaMa-3, Qwen3 and Mistral-v0.1."""
+def real(tmp_path_factory: pytest.TempPathFactory) -> RealTokenizers:
     folder = SHARED / "tokenizers"
     if not folder.exists():
         pytest.skip(f"no real tokenizers at {folder}")
-    found = {"mistral": LlamaTokenizer.from_pretrained(str(folder / "mistral_v0.1"))}
-    for name in ("llama3", "qwen3"):
-        unpacked = tmp_path_factory.mktemp(name)
-        for path in (folder / name).glob("*.gz"):
-            with gzip.open(path) as packed, open(unpacked / path.stem, "wb") as plain:
-                shutil.copyfileobj(packed, plain)
-        found[name] = PreTrainedTokenizerFast.from_pretrained(unpacked)
-    return found
+    return RealTokenizers(folder, tmp_path_factory.mktemp("tokenizers"))
 
 
 @pytest.fixture(scope="session")
