@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from lep.tokenizers.family import assemble, bpe_model, family_of, require_bpe, warn_if_short
-from lep.tokenizers.merges import continue_merges
+from lep.tokenizers.merges import continue_merges, merges_to
 from lep.tokenizers.scripts import without_scripts
 from lep.tokenizers.unigram import piece_counts
 from lep.tokenizers.words import count_words, of_scripts
@@ -49,7 +49,8 @@ def extension(
     old, kept = family.spec["model"], without_scripts(family, drop_scripts)
     words = count_words(family, texts)
     target = of_scripts(family, piece_counts(family, words, unigram_size) if unigram_size else words, tuple(scripts))
-    pieces, merges = continue_merges(kept, target, new_tokens=new_tokens)
+    learn = merges_to if unigram_size else continue_merges
+    pieces, merges = learn(kept, target, new_tokens=new_tokens)
     added_ids = {token["content"]: token["id"] for token in family.added}
     # The added tokens stand in the model too: the library numbers those it does not find there by the vocabulary's
     # size, which falls among the new ids.
