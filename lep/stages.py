@@ -254,21 +254,24 @@ def initialise(config: DictConfig, base: Embeddings, operator: SubtokenOperator)
     )
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """What training starts from: the new tables as initialised, their tokenizer, packed text, held-out texts."""
+
+    initial: Embeddings
+    tokenizer: PreTrainedTokenizerFast
+    blocks: PackedBlocks
+    held_out: HeldOutTexts
+
+
 def train(
-    plan: Plan,
-    run_dir: Path,
-    initial: Embeddings,
-    tokenizer: PreTrainedTokenizerFast,
-    blocks: PackedBlocks,
-    held_out: HeldOutTexts,
-    loggers: list[Logger],
-    evaluate: Callable[[Embeddings], None],
+    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], evaluate: Callable[[Embeddings], None]
 ) -> list[dict[str, float]]:
     """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve."""
     if not is_leader():
         # The leader holds the store's lock and judges; the others only train beside it.
         if not plan.cached("adapted"):
-            fit_tables(plan, run_dir, initial, tokenizer, blocks, held_out, [], [])
+            fit_tables(plan, run_dir, start, [], [])
         raise SystemExit(0)
     stage = plan.stages["adapted"]
     with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
@@ -282,11 +285,10 @@ def train(
         def publish(adapted: Embeddings, history: list[dict[str, float]]) -> None:
             adapted.save(slot.staging / TABLES_FILE)
             (slot.staging / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
-            tokenizer.save_pretrained(slot.staging)
+            start.tokenizer.save_pretrained(slot.staging)
             slot.publish(steps=plan.config.training.steps)
 
-        at_end = PropagateAndBenchmark(publish, evaluate)
-        history = fit_tables(plan, run_dir, initial, tokenizer, blocks, held_out, loggers, [at_end])
+        history = fit_tables(plan, run_dir, start, loggers, [PropagateAndBenchmark(publish, evaluate)])
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         return history
 
@@ -297,18 +299,11 @@ def is_leader() -> bool:
 
 
 def fit_tables(
-    plan: Plan,
-    run_dir: Path,
-    initial: Embeddings,
-    tokenizer: PreTrainedTokenizerFast,
-    blocks: PackedBlocks,
-    held_out: HeldOutTexts,
-    loggers: list[Logger],
-    callbacks: list[Callback],
+    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], callbacks: list[Callback]
 ) -> list[dict[str, float]]:
     """Train from the start, or from the checkpoint that a killed run left. Gives the training curve."""
     config = plan.config
-    module, data = make_training(plan, initial, tokenizer, blocks, held_out)
+    module, data = make_training(plan, start)
     checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=config.training.checkpoint_every_steps)
     callbacks = [checkpoint, *([TrainingProgress()] if config.trainer.enable_progress_bar else []), *callbacks]
     trainer = make_trainer(config, loggers, callbacks)
@@ -328,15 +323,9 @@ def log_again(loggers: list[Logger], history: list[dict[str, float]]) -> None:
             logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
 
-def make_training(
-    plan: Plan,
-    initial: Embeddings,
-    tokenizer: PreTrainedTokenizerFast,
-    blocks: PackedBlocks,
-    held_out: HeldOutTexts,
-) -> tuple[EmbeddingTraining, PackedData]:
+def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, PackedData]:
     """The module that moves the tables, and its data."""
-    settings = plan.config.training
+    settings, tokenizer = plan.config.training, start.tokenizer
     rows = trained_rows(plan.config)
     vocabulary = read_vocabulary(tokenizer)
     specials = vocabulary.specials if settings.freeze_special_tokens else ()
@@ -347,7 +336,7 @@ def make_training(
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
-        initial,
+        start.initial,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
@@ -358,14 +347,14 @@ def make_training(
         first_new_row=first_new if rows == "new" else None,
         frozen_rows=frozen,
     )
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    before_text = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     windows = {
         language: held_out_windows(
-            texts, tokenizer, length=settings.block_size, overlap=settings.block_size // 4, start_id=start
+            texts, tokenizer, length=settings.block_size, overlap=settings.block_size // 4, start_id=before_text
         )
-        for language, texts in held_out.items()
+        for language, texts in start.held_out.items()
     }
-    return module, PackedData(blocks, batch_size=settings.batch_size, seed=plan.config.seed, held_out=windows)
+    return module, PackedData(start.blocks, batch_size=settings.batch_size, seed=plan.config.seed, held_out=windows)
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]) -> Trainer:
