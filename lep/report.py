@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from lep.results import Result, Row, Score
@@ -96,8 +97,8 @@ def vocabulary_tables(result: Result) -> Group:
 
 
 def _terminal_columns(title: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> Table:
-    table = _terminal_lines(title)
-    table.padding = (0, 2, 0, 0)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
     for label, values in lines:
