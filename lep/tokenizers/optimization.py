@@ -1,6 +1,7 @@
 """Optimization: the old vocabulary cut to the tokens the corpus uses most, then extended (paper, section 3)."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -17,11 +18,12 @@ def optimization(
     keep: int,
     vocab_size: int,
     scripts: Sequence[str] = ("Cyrillic",),
+    facts: dict[str, Any] | None = None,
 ) -> PreTrainedTokenizerFast:
     """The `keep` old tokens most used, renumbered, and new merges of the target scripts up to `vocab_size`.
 
     `keep` counts every survivor: bytes, specials, and the parts that the merges of a survivor go through. Merges keep
-    their order, so a survivor's own letters still give it.
+    their order, so a survivor's own letters still give it. facts: filled with counts for the report.
     """
     family = family_of(base)
     require_bpe(family, "optimization")
@@ -39,6 +41,8 @@ def optimization(
     vocab, added_ids = family.place([*pieces, *fresh])
     model = bpe_model(family, vocab, [*merges, *learnt])
     tokenizer = assemble(family, model, added_ids)
+    if facts is not None:
+        facts |= {"kept_tokens": len(pieces) + len(family.added), "new_tokens": len(fresh)}
     warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
     return tokenizer
 

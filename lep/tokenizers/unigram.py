@@ -34,11 +34,14 @@ TO_DISGUISE = str.maketrans(DISGUISE)
 FROM_DISGUISE = str.maketrans({disguise: character for character, disguise in DISGUISE.items()})
 
 
-def unigram(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+def unigram(
+    base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int, facts: dict[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
     """A Unigram vocabulary trained on the counted words of the base's pre-tokenizer, with the base's specials.
 
     `vocab_size` counts every id. Pieces never cut a letter; letters too rare for a piece are spelt in bytes, which are
     all there, so nothing is unknown. Byte-level bases get the pieces in byte glyphs and keep their pre-tokenizer.
+    facts: filled with counts for the report.
     """
     family = family_of(base)
     require_room(family, "tokenizer.vocab_size", vocab_size)
@@ -53,6 +56,8 @@ def unigram(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: 
     dead = {names[i] for i in unreachable_tokens(trial)}
     alive = {piece: score for piece, score in scored.items() if as_piece(family, piece) not in dead}
     tokenizer = _build(family, _likeliest(family, alive, vocab_size))
+    if facts is not None:
+        facts |= {"trained_pieces": len(scored), "never_used_pieces": len(dead)}
     warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
     return tokenizer
 

@@ -169,6 +169,16 @@ def test_optimization_keeps_old_merges_in_order_and_whole_derivations(base):
     assert all(len(piece) == 1 or piece in made for piece in survivors if not piece.startswith("<0x"))
 
 
+def test_facts_count_what_was_made():
+    base, facts = byte_level_bpe(), {}
+    grown = optimization(base, BILINGUAL, keep=330, vocab_size=390, facts=facts)
+    assert facts["kept_tokens"] == 330 and facts["kept_tokens"] + facts["new_tokens"] == len(grown) == 390
+    replaced = bpe(base, BILINGUAL, vocab_size=450, facts=facts)
+    assert facts["merges"] == len(tokenizer_json(replaced)["model"]["merges"])
+    unigram(base, BILINGUAL, vocab_size=400, facts=facts)
+    assert facts["trained_pieces"] > facts["never_used_pieces"] >= 0
+
+
 def test_impossible_sizes_are_refused_before_any_text_is_read():
     def unread():
         raise AssertionError("texts were read")
