@@ -58,7 +58,8 @@ def extension(
     vocab |= dict(zip(pieces, _new_ids(old["vocab"] | added_ids, vocab, len(pieces)), strict=True))
     model = bpe_model(family, vocab, merge_pairs(kept) + merges)
     if facts is not None:
-        facts |= {"new_tokens": len(pieces), "dropped_tokens": len(old["vocab"]) - len(kept["vocab"])}
+        dropped = len(old["vocab"]) - len(kept["vocab"])
+        facts |= {"new_tokens": len(pieces), "dropped_tokens": dropped, "unused_ids": max(0, dropped - len(pieces))}
         facts |= _wanted_facts(target, kept["vocab"], pieces) if unigram_size else {}
     # A Unigram vocabulary gives as many pieces as it has, which is no shortage of text.
     if not unigram_size:

@@ -103,7 +103,9 @@ def test_new_tokens_take_the_freed_ids_first(base):
         before, after = read_vocabulary(old), read_vocabulary(new)
         fresh = sorted(after.ids_of_pieces[p] for p in after.ids_of_pieces.keys() - before.ids_of_pieces.keys())
         assert fresh == [*freed, *range(len(before), len(before) + number)][: len(fresh)]
-        assert facts == {"new_tokens": len(fresh), "dropped_tokens": len(freed)}
+        unused = max(0, len(freed) - number)
+        assert facts == {"new_tokens": len(fresh), "dropped_tokens": len(freed), "unused_ids": unused}
+        assert len(after.unassigned) == unused + len(before.unassigned)
         assert vocabulary_change(old, new)["kept_ids"] == len(before.ids_of_pieces) - len(freed)
         assert unreachable_tokens(new) == [] and lost_characters(new) == []
         operator = subtoken_operator(new, old)
