@@ -63,11 +63,14 @@ def unigram(
 
 
 def piece_counts(family: Family, words: Counter[str], size: int) -> Counter[str]:
-    """How often each piece of a Unigram vocabulary of that size comes in the words it is trained on."""
+    """How often each piece of a Unigram vocabulary of that size comes in the words it is trained on.
+
+    Raw bytes, which spell the rare letters, are no pieces of its own and are not counted.
+    """
     tokenizer = _build(family, train_pieces(_as_texts(family, words), size))
-    names = read_vocabulary(tokenizer).pieces
+    names, raw = read_vocabulary(tokenizer).pieces, {*family.byte_pieces}
     counts = token_use(tokenizer, words)
-    return Counter({names[i] or "": count for i, count in counts.items()})
+    return Counter({piece: count for i, count in counts.items() if (piece := names[i]) and piece not in raw})
 
 
 def _as_texts(family: Family, words: Counter[str]) -> Counter[str]:

@@ -133,7 +133,8 @@ def test_unigram_pieces_become_tokens_with_the_merges_that_make_them(base):
     facts = {}
     size = 500 if base == "metaspace" else 400
     old = BASES[base]()
-    new = extension(old, BILINGUAL, new_tokens=200, unigram_size=size, facts=facts)
+    rare = [*BILINGUAL, "日"]  # spelt in raw bytes, which are no text by themselves
+    new = extension(old, rare, new_tokens=200, unigram_size=size, facts=facts)
     assert unreachable_tokens(new) == [] and lost_characters(new) == []
     assert facts["unigram_pieces_added"] + facts["intermediate_tokens"] == facts["new_tokens"] > 0
     assert facts["unigram_pieces"] == sum(
