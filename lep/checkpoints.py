@@ -10,7 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from lep.embeddings import TABLES_FILE
 
@@ -19,6 +26,7 @@ PACKAGE = "package:"
 NOT_CONTENT = ("manifest.json", "history.json")
 # Weights as pickles are left on the hub: only safetensors are read.
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 # Files up to this size are told apart by their content, larger ones by size and time of change.
 HASHED_BYTES = 64 * 2**20
 
@@ -35,6 +43,16 @@ def resolve(reference: str, revision: str | None, *, key: str) -> Path:
     if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
         raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
     return _download(reference, revision, key=key)
+
+
+def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path:
+    """The directory of a tokenizer: any that holds tokenizer.json or tokenizer.model; of a hub model no weights."""
+    path = Path(reference).expanduser()
+    if any((path / name).is_file() for name in TOKENIZER_FILES):
+        return path
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(f"{key}={reference} holds no tokenizer: {' and '.join(TOKENIZER_FILES)} are missing")
+    return resolve(reference, revision, key=key, weights=False)
 
 
 def resolve_adapted(reference: str) -> Path:
@@ -79,8 +97,14 @@ def _digest(path: Path) -> str:
 
 
 def load_tokenizer(directory: Path, *, key: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a directory. ValueError if it has only a slow one."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    """The fast tokenizer of a directory, also of one that holds nothing but a tokenizer.model of the Llama kind.
+
+    ValueError if it has only a slow one.
+    """
+    # Without a config beside it AutoTokenizer forgets the space that SentencePiece puts before a text.
+    lone = not any((directory / name).is_file() for name in ("config.json", "tokenizer_config.json", "tokenizer.json"))
+    kind = LlamaTokenizer if lone and (directory / "tokenizer.model").is_file() else AutoTokenizer
+    tokenizer = kind.from_pretrained(directory)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
             f"{key}={directory} has no fast tokenizer (tokenizer.json), which every vocabulary here is read from"

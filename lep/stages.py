@@ -28,18 +28,18 @@ from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.micro import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
-from lep.config import build, check_context, plain, trained_rows, variant_name
-from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
+from lep.config import build, check_context, plain, planned_stages, trained_rows, variant_name
+from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, written_bytes
 from lep.memory import propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
 from lep.shards import Table, tensor_files
-from lep.tokenizers.report import segmentations, vocabulary_report
+from lep.tokenizers.report import compare_vocabularies, vocabulary_change
 from lep.training import EmbeddingTraining, LastCheckpoint, PackedData, TrainingProgress, held_out_windows
 from lep.training.module import STATE_KEY
-from lep.vocabulary import SubtokenOperator, read_vocabulary, subtoken_operator
+from lep.vocabulary import SubtokenOperator, kept_ids, read_vocabulary, subtoken_operator
 
 HeldOutTexts = Mapping[str, list[str]]
 
@@ -69,12 +69,18 @@ class Plan:
 
     config: DictConfig
     store: Store
-    base_dir: Path
+    base: Path | None  # None where only the corpus is asked for
     instruct_dir: Path | None
     base_fingerprint: dict[str, str]
     instruct_fingerprint: dict[str, str] | None
     adapted_fingerprint: dict[str, str] | None
+    compared: Mapping[str, Path]  # tokenizers to compare with, by name
     stages: Mapping[str, Stage]
+
+    @property
+    def base_dir(self) -> Path:
+        assert self.base is not None, "no stage that needs a model was planned"
+        return self.base
 
     def cached(self, stage: str) -> bool:
         found = self.stages[stage]
@@ -87,17 +93,7 @@ class Plan:
 
 def make_plan(config: DictConfig) -> Plan:
     """Find the models and name every stage by what it is made from. Errors of the config show here, before any work."""
-    base_dir = checkpoints.resolve(config.model.base, config.model.base_revision, key="model.base")
-    instruct_dir = None
-    if config.model.instruct and "propagation" in config.stages:
-        instruct_dir = checkpoints.resolve(config.model.instruct, config.model.instruct_revision, key="model.instruct")
-        check_siblings(
-            checkpoints.load_tokenizer(base_dir, key="model.base"),
-            checkpoints.load_tokenizer(instruct_dir, key="model.instruct"),
-        )
-    check_context(config.training.block_size, checkpoints.context_length(base_dir))
-    base = checkpoints.fingerprint(base_dir)
-    base_tokenizer = {name: digest for name, digest in base.items() if "token" in name or name.endswith(".model")}
+    planned = planned_stages(config)
     source = build(config.corpus.source)
     corpus = Stage(
         "corpus",
@@ -108,6 +104,26 @@ def make_plan(config: DictConfig) -> Plan:
             "held_out": plain(config.corpus.held_out),
         },
     )
+    store = Store(Path(config.artifacts_dir))
+    if "tokenizer" not in planned:
+        return Plan(config, store, None, None, {}, None, None, {}, {"corpus": corpus})
+    find = checkpoints.resolve if "training" in planned else checkpoints.resolve_tokenizer
+    base_dir = find(config.model.base, config.model.base_revision, key="model.base")
+    instruct_dir = None
+    if config.model.instruct and "propagation" in planned:
+        instruct_dir = checkpoints.resolve(config.model.instruct, config.model.instruct_revision, key="model.instruct")
+        check_siblings(
+            checkpoints.load_tokenizer(base_dir, key="model.base"),
+            checkpoints.load_tokenizer(instruct_dir, key="model.instruct"),
+        )
+    if "training" in planned:
+        check_context(config.training.block_size, checkpoints.context_length(base_dir))
+    compared = {
+        str(name): checkpoints.resolve_tokenizer(reference, None, key=f"compare_tokenizers.{name}")
+        for name, reference in (config.compare_tokenizers or {}).items()
+    }
+    base = checkpoints.fingerprint(base_dir)
+    base_tokenizer = tokenizer_files(base)
     named = f"{config.model.name}-{variant_name(config)}"
     tokenizer = Stage(
         "tokenizer", named, {"base": base_tokenizer, "variant": plain(config.tokenizer), "corpus": corpus.key}
@@ -115,6 +131,10 @@ def make_plan(config: DictConfig) -> Plan:
     adapted_dir = checkpoints.fingerprint(checkpoints.resolve_adapted(config.adapted)) if config.adapted else None
     made = {"adapted": adapted_dir} if adapted_dir else {"tokenizer": tokenizer.key}
     operator = Stage("operator", named, {"base": base_tokenizer, **made})
+    compared_files = {name: tokenizer_files(checkpoints.fingerprint(path)) for name, path in compared.items()}
+    vocabularies = Stage(
+        "vocabularies", named, {"operator": operator.key, "corpus": corpus.key, "compared": compared_files}
+    )
     training = {key: value for key, value in plain(config.training).items() if key != "checkpoint_every_steps"}
     packed = Stage(
         "packed",
@@ -138,9 +158,14 @@ def make_plan(config: DictConfig) -> Plan:
             "trainer": {key: value for key, value in plain(config.trainer).items() if key != "enable_progress_bar"},
         },
     )
-    stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, packed, adapted)}
+    stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
-    return Plan(config, Store(Path(config.artifacts_dir)), base_dir, instruct_dir, base, instruct, adapted_dir, stages)
+    return Plan(config, store, base_dir, instruct_dir, base, instruct, adapted_dir, compared, stages)
+
+
+def tokenizer_files(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """Of a directory's fingerprint, what its tokenizer is read from."""
+    return {name: digest for name, digest in fingerprint.items() if "token" in name or name.endswith(".model")}
 
 
 def make_corpus(plan: Plan) -> Artifact:
@@ -158,27 +183,21 @@ def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
 
     def into(out: Path) -> dict[str, Any]:
         base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
-        variant, texts = build(plan.config.tokenizer), PreparedCorpus(corpus.path).train_texts()
-        tokenizer = variant(base) if variant_name(plan.config) == "original" else variant(base, texts)
+        variant, facts = build(plan.config.tokenizer), dict[str, Any]()
+        if variant_name(plan.config) == "original":
+            tokenizer = variant(base)
+        else:
+            prepared = PreparedCorpus(corpus.path)
+            documents = sum(counted["train"]["documents"] for counted in prepared.counts["languages"].values())
+            name = variant_name(plan.config)
+            with reading_progress(
+                prepared.train_texts(), total=documents, reading=f"{name}: reading", then=f"{name}: learning the tokens"
+            ) as texts:
+                tokenizer = variant(base, texts, facts=facts)
         tokenizer.save_pretrained(out)
-        return {}
+        return facts
 
     return plan.make("tokenizer", into)
-
-
-def describe_vocabularies(
-    before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, held_out: HeldOutTexts
-) -> dict[str, Any]:
-    """Both vocabularies on the same held-out text, and the same sentence as each of them cuts it."""
-    sentences = {language: texts[0].split("\n")[0][:160] for language, texts in held_out.items() if texts}
-    return {
-        "before": vocabulary_report(before, held_out),
-        "after": vocabulary_report(after, held_out),
-        "examples": [
-            {"language": language, "before": segmentations(before, text), "after": segmentations(after, text)}
-            for language, text in sentences.items()
-        ],
-    }
 
 
 def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOperator:
@@ -186,14 +205,31 @@ def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOpe
         base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
         operator = subtoken_operator(tokenizer, base)
         operator.save(out / OPERATOR_FILE)
-        return {
-            "tokens": len(operator.exact),
-            "exact": int(operator.exact.sum()),
-            "special": int(operator.special.sum()),
-            "distinct_old_rows": int(len(np.unique(operator.weights.indices))),
-        }
+        return operator.summary()
 
     return SubtokenOperator.load(plan.make("operator", into).path / OPERATOR_FILE)
+
+
+def describe_vocabularies(
+    plan: Plan, corpus: Artifact, tokenizer: PreTrainedTokenizerFast, operator: SubtokenOperator
+) -> dict[str, Any]:
+    """What the new vocabulary does to held-out text, beside the old one and those it is compared with."""
+
+    def into(out: Path) -> dict[str, Any]:
+        base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
+        others = {
+            name: checkpoints.load_tokenizer(path, key=f"compare_tokenizers.{name}")
+            for name, path in plan.compared.items()
+        }
+        texts = PreparedCorpus(corpus.path).held_out_by_source()
+        return {
+            **compare_vocabularies({"before": base, "after": tokenizer} | others, texts),
+            "change": vocabulary_change(base, tokenizer),
+            "operator": operator.summary(),
+        }
+
+    made = {} if plan.config.adapted else make_tokenizer(plan, corpus).facts
+    return {**plan.make("vocabularies", into).facts, "made": made}
 
 
 def make_packed(plan: Plan, corpus: Artifact, tokenizer_dir: Path) -> PackedBlocks:
@@ -295,8 +331,12 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
     """The module that moves the tables, and its data."""
     settings, tokenizer = plan.config.training, start.tokenizer
     rows = trained_rows(plan.config)
-    base_size = len(read_vocabulary(checkpoints.load_tokenizer(plan.base_dir, key="model.base")))
-    specials = sorted(read_vocabulary(tokenizer).specials) if settings.freeze_special_tokens else []
+    vocabulary = read_vocabulary(tokenizer)
+    specials = vocabulary.specials if settings.freeze_special_tokens else ()
+    # Under Extension new tokens may have the ids of dropped ones, with old tokens between them.
+    kept = kept_ids(read_vocabulary(checkpoints.load_tokenizer(plan.base_dir, key="model.base")), vocabulary)
+    first_new = min(set(range(len(vocabulary))) - kept, default=len(vocabulary))
+    frozen = sorted(row for row in kept | {*specials} if row >= first_new) if rows == "new" else sorted(specials)
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
@@ -308,8 +348,8 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
         final_learning_rate=settings.final_learning_rate,
         rows=rows,
         body_dtype=settings.body_dtype,
-        first_new_row=base_size if rows == "new" else None,
-        frozen_rows=[row for row in specials if rows == "all" or row >= base_size],
+        first_new_row=first_new if rows == "new" else None,
+        frozen_rows=frozen,
     )
     before_text = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     windows = {
@@ -354,7 +394,9 @@ def make_judge(
     config = plan.config
     instruct_tokenizer = checkpoints.load_tokenizer(plan.instruct_dir, key="model.instruct")
     chatting, _ = result_tokenizer(tokenizer, instruct_tokenizer)
-    suites = {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in config.stages else {}
+    suites = (
+        {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in planned_stages(config) else {}
+    )
     accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return Judge(
         store=plan.store,
@@ -440,14 +482,12 @@ def collect(
     judged: list[Judged],
     history: list[dict[str, float]],
     corpus: Artifact,
-    tokenizer: PreTrainedTokenizerFast,
-    held_out: HeldOutTexts,
+    vocabularies: dict[str, Any],
     seconds: dict[str, float],
 ) -> Result:
     """Everything the run found, as one record; answers are written beside it, one file a model."""
     for found in (found for found in judged if found.records):
         write_records(run_dir / "answers" / f"{found.row.name}.jsonl", found.records)
-    base_tokenizer = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
     config = plan.config
     return Result(
         study=config.study,
@@ -456,7 +496,7 @@ def collect(
         seed=config.seed,
         rows=[found.row for found in judged if found.row.scores or found.row.bits_per_byte],
         corpus=corpus.facts,
-        tokenizer=describe_vocabularies(base_tokenizer, tokenizer, held_out),
+        tokenizer=vocabularies,
         training=describe_training(history, config),
         propagation={found.row.name: found.diagnostics for found in judged if found.diagnostics},
         comparisons=compare({found.row.name: found.records for found in judged}, baselines=(ORIGINAL, UNTRAINED)),

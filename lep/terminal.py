@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from lep.callbacks import NOT_REPAIRED
-from lep.config import trained_rows, variant_name
-from lep.report import terminal_table
+from lep.config import planned_stages, trained_rows, variant_name
+from lep.report import terminal_table, vocabulary_tables
 from lep.results import Result
 from lep.stages import Plan, is_leader, needs
 
@@ -36,7 +36,7 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
     config = plan.config
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for stage, what in _sizes(config).items():
-        if stage in config.stages:
+        if stage in planned_stages(config):
             table.add_row(f"[bold]{stage}[/]", escape(what), _state(plan, stage))
     found = needs(plan)
     if found is not None:
@@ -76,7 +76,7 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     if result.rows:
         console.print(terminal_table(result))
     elif result.tokenizer:
-        console.print(_vocabulary_table(result))
+        console.print(vocabulary_tables(result))
     for name in config.export:
         say(f"model     {run_dir / 'models' / name}")
     for name, found in result.propagation.items():
@@ -88,24 +88,10 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     say(f"next      {_next_command(config)}")
 
 
-def _vocabulary_table(result: Result) -> Table:
-    table = Table("vocabulary", "tokens", "language", "characters a token", "tokens a word", "unreachable")
-    for name in ("before", "after"):
-        facts = result.tokenizer[name]
-        for language, cost in facts["languages"].items():
-            table.add_row(
-                name,
-                f"{facts['size']:,}",
-                language,
-                f"{cost['characters_per_token']:.2f}",
-                f"{cost['tokens_per_word']:.2f}",
-                str(facts["unreachable_tokens"]),
-            )
-    return table
-
-
 def _next_command(config: DictConfig) -> str:
-    if "benchmark" not in config.stages:
+    if planned_stages(config)[-1] == "corpus":
+        return "the same command with stages=[tokenizer]: what a new vocabulary does to this text"
+    if "benchmark" not in planned_stages(config):
         return "lep  (without stages=...: train, propagate, benchmark)"
     if config.model.name == "tiny" and not config.export:
         return "lep -m tokenizer=bpe,unigram,extension,optimization"

@@ -194,6 +194,12 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary(tokens, specials, roles, tuple(pieces), byte_ids, alphabet)
 
 
+def kept_ids(before: Vocabulary, after: Vocabulary) -> set[int]:
+    """Ids that stand in both vocabularies for the same token, or for nothing in both."""
+    pairs = zip(before.pieces, after.pieces, strict=False)
+    return {i for i, (old, new) in enumerate(pairs) if old == new}
+
+
 def _bytes_of(piece: str, alphabet: Alphabet, is_byte_piece: bool) -> bytes:
     if alphabet == "byte_level":
         return from_glyphs(piece)
@@ -245,6 +251,18 @@ class SubtokenOperator:
         dense = read(used).to(dtype).numpy()
         narrow = csr_array((block.data.astype(dense.dtype), position, block.indptr), shape=(len(rows), len(used)))
         return torch.from_numpy(narrow @ dense)
+
+    def summary(self) -> dict[str, int]:
+        """How the new tokens come by their rows, as counts that add up to `tokens`, and the old rows they draw on."""
+        tokens, exact, special = len(self.exact), int(self.exact.sum()), int(self.special.sum())
+        return {
+            "tokens": tokens,
+            "exact": exact,
+            "composed": tokens - exact - special,
+            "special": special,
+            "distinct_old_rows": len(np.unique(self.weights.indices)),
+            "old_tokens": int(self.weights.shape[1]),  # type: ignore[index]
+        }
 
     def save(self, path: Path) -> None:
         """Writes T as one safetensors file."""

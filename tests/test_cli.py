@@ -142,10 +142,27 @@ def test_a_mistake_is_one_clear_line_before_any_work(tmp_path: Path):
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_stages_may_end_after_the_tokenizer(tmp_path: Path):
-    done = lep(tmp_path, "stages=[corpus,tokenizer]")
-    assert "characters a token" in done.stdout
+def test_the_tokenizer_stage_alone_compares_vocabularies(tmp_path: Path):
+    """A directory with nothing but a tokenizer serves as the base, and beside it."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    tiny = Path(__file__).parents[1] / "lep" / "assets" / "tiny" / "base"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tokenizer / name).write_bytes((tiny / name).read_bytes())
+    done = lep(tmp_path, "stages=[tokenizer]", f"model.base={tokenizer}", f"compare_tokenizers={{same: {tokenizer}}}")
+    for words in ("characters a token", "same", "Rows of T", "tokens that no text gives"):
+        assert words in done.stdout
+    found = read_result(run_dir(tmp_path) / "result.json").tokenizer
+    assert found["others"]["same"] == found["before"] != found["after"]
+    assert found["change"]["kept_ids"] == found["before"]["size"] == found["operator"]["old_tokens"]
+    assert found["made"]["new_tokens"] == found["operator"]["tokens"] - found["operator"]["old_tokens"]
+    assert [set(example["tokens"]) for example in found["examples"]] == [{"before", "after", "same"}] * 2
     assert not (tmp_path / "artifacts" / "adapted").exists()
+
+
+def test_the_corpus_alone_makes_nothing_else(tmp_path: Path):
+    lep(tmp_path, "stages=[corpus]", "model.base=no/such/model")
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["corpus"]
 
 
 def test_a_sweep_over_variants_shares_what_it_can(tmp_path: Path):

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lep.report import _round_ticks, facts, line_chart, number, render_report, terminal_table, verdict, write_report
+from lep.report import (
+    _round_ticks,
+    facts,
+    line_chart,
+    number,
+    render_report,
+    terminal_table,
+    verdict,
+    vocabulary_facts,
+    write_report,
+)
 from lep.results import Result, Row, Score
 
 TASKS = ("questions", "copying", "translation", "facts, seen", "facts ranked, seen", "facts, recalled", "agreement")
@@ -51,7 +61,7 @@ def result() -> Result:
         tokenizer={
             "before": vocabulary(1100, 2.47),
             "after": vocabulary(1900, 4.02),
-            "examples": [{"language": "ru", "before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}],
+            "examples": [{"language": "ru", "tokens": {"before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}}],
         },
         training={"curve": curve, "tokens_per_second": 7160.2},
         propagation={"overlap": {"input": fit, "output": {**fit, "novel_number": 17}, "end of turn": turn}},
@@ -110,6 +120,27 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(result: Result, tmp_p
         "seed: 3 # &lt;me&gt;",
     ):
         assert text in page
+
+
+def test_vocabularies_stand_side_by_side(result: Result) -> None:
+    operator = {"exact": 1100, "composed": 790, "special": 10, "tokens": 1900, "distinct_old_rows": 640}
+    tokenizer = {
+        **result.tokenizer,
+        "others": {"llama3": vocabulary(128256, 3.13)},
+        "operator": {**operator, "old_tokens": 1110},
+        "made": {"new_tokens": 800},
+    }
+    for name, characters in (("before", 2.0), ("after", 4.0)):
+        domains = {"fiction": {"characters_per_token": characters}, "manuals": {"characters_per_token": characters + 1}}
+        tokenizer[name] = {**tokenizer[name], "domains": domains}
+    tokenizer["others"]["llama3"]["domains"] = tokenizer["before"]["domains"]
+    facts = vocabulary_facts(tokenizer)
+    assert facts["names"] == ["before", "after", "llama3"]
+    lines = dict(facts["lines"])
+    assert lines["characters a token, Russian"] == ["2.47", "4.02", "3.13"] and lines["tokens that no text gives"]
+    assert facts["domains"] == [("fiction", ["2.00", "4.00", "2.00"]), ("manuals", ["3.00", "5.00", "3.00"])]
+    page = render_report(replace(result, tokenizer=tokenizer))
+    assert all(text in page for text in ("790 composed", "640 of 1\u202f110 old rows", "manuals", "new tokens 800"))
 
 
 def test_what_models_wrote_stays_text(result: Result) -> None:

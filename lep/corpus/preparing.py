@@ -306,6 +306,14 @@ class PreparedCorpus:
         """The held-out texts of every language."""
         return {language: self.held_out(language) for language in self.languages}
 
+    def held_out_by_source(self) -> dict[str, dict[str, list[str]]]:
+        """The held-out texts by source and language, sources in order of their names."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for language in self.languages:
+            for record in _records(self.directory / "held_out" / f"{language}.jsonl"):
+                found.setdefault(record["source"], {}).setdefault(language, []).append(record["text"])
+        return dict(sorted(found.items()))
+
     def _known(self, language: str) -> str:
         if language not in self.languages:
             raise ValueError(f"the corpus in {self.directory} has no language {language!r}; it has {self.languages}.")
@@ -326,6 +334,9 @@ class TrainTexts:
 
 
 def _texts(path: Path) -> Iterator[str]:
+    return (record["text"] for record in _records(path))
+
+
+def _records(path: Path) -> Iterator[dict[str, str]]:
     with open_text(path) as stream:
-        for line in stream:
-            yield json.loads(line)["text"]
+        yield from map(json.loads, stream)
