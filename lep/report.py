@@ -59,6 +59,7 @@ END_OF_TURN = {
 }
 # Of the drawing, in its own units; it is scaled to the page.
 CHART_WIDTH, CHART_HEIGHT = 640, 260
+SMALLEST_SPAN = 1e-290
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 
 
@@ -445,7 +446,9 @@ def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -
 
 def _round_ticks(low: float, high: float, count: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten from at most `low` to at least `high`, about `count` of them."""
-    span = high - low or abs(high) or 1.0
+    span = high - low or abs(high)
+    if span < SMALLEST_SPAN:  # nothing to divide: ticks of a drawing are not that fine
+        span = 1.0
     power = 10 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
