@@ -31,7 +31,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 HASHED_BYTES = 64 * 2**20
 
 
-def resolve(reference: str, revision: str | None, *, key: str) -> Path:
+def resolve(reference: str, revision: str | None, *, key: str, weights: bool = True) -> Path:
     """The directory that `reference` names; a hub repository is downloaded. ValueError names `key` and the remedy."""
     if reference.startswith(PACKAGE):
         package, _, inside = reference.removeprefix(PACKAGE).partition("/")
@@ -42,7 +42,7 @@ def resolve(reference: str, revision: str | None, *, key: str) -> Path:
         return path
     if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
         raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
-    return _download(reference, revision, key=key)
+    return _download(reference, revision, key=key, weights=weights)
 
 
 def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path:
@@ -67,12 +67,13 @@ def resolve_adapted(reference: str) -> Path:
     return path
 
 
-def _download(repository: str, revision: str | None, *, key: str) -> Path:
+def _download(repository: str, revision: str | None, *, key: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
             f"{key}={repository} (revision {revision}) is neither a directory here nor to be had from the hub: "
