@@ -99,9 +99,9 @@ def vocabulary_tables(result: Result) -> Group:
 
 def _terminal_columns(title: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # on a narrow terminal the labels break, never a number
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True, min_width=7)
     for label, values in lines:
         table.add_row(label, *values)
     return table

@@ -50,7 +50,8 @@ def _sizes(config: DictConfig) -> dict[str, str]:
     training, name = config.training, variant_name(config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1) * processes
-    variant = ", ".join(f"{key} {value}" for key, value in config.tokenizer.items() if not str(key).startswith("_"))
+    given = [(key, value) for key, value in config.tokenizer.items() if not str(key).startswith("_") and value]
+    variant = ", ".join(f"{key} {value}" for key, value in given)
     return {
         "corpus": config.corpus.name,
         "tokenizer": str(config.adapted or (f"{name} ({variant})" if variant else name)),

@@ -20,6 +20,7 @@ from lep.report import (
     terminal_table,
     verdict,
     vocabulary_facts,
+    vocabulary_tables,
     write_report,
 )
 from lep.results import Result, Row, Score
@@ -251,3 +252,12 @@ def test_the_page_says_what_the_checks_of_an_export_saw(result: Result) -> None:
     assert "<summary>Exports</summary>" in page and "3 answers of 8 tokens" in page
     assert "delta · servers · llama.cpp · remedy" in page and HOSTILE not in page
     assert "<summary>Exports</summary>" not in render_report(result)
+
+
+def test_vocabularies_side_by_side_keep_their_numbers_on_a_narrow_terminal(result: Result) -> None:
+    others = {name: vocabulary(128256, 2.912) for name in ("llama3", "mistral", "qwen3")}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(vocabulary_tables(replace(result, tokenizer=result.tokenizer | {"others": others})))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("2.91") == 3 and text.count("128\u202f256") == 3 and "…" not in text
