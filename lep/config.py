@@ -109,6 +109,11 @@ def check(config: DictConfig) -> None:
             f"training.warmup_steps={training.warmup_steps} leaves nothing of training.steps={training.steps}. "
             "Lower the first or raise the second"
         )
+    if config.measured_characters < 1:
+        raise ValueError(
+            f"measured_characters={config.measured_characters} leaves no held-out text to measure bits per byte on. "
+            "Give 1 or more; 60_000 is the usual"
+        )
     _check_sizes(config)
     if config.trainer.get("strategy", "auto") != "auto" and not os.environ.get("LOCAL_RANK"):
         raise ValueError(

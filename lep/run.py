@@ -50,7 +50,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
 
     with timed(seconds, "corpus"):
         corpus = stages.make_corpus(plan)
-        held_out = PreparedCorpus(corpus.path).all_held_out()
+        held_out = PreparedCorpus(corpus.path).all_held_out(config.measured_characters)
     if "tokenizer" not in asked:
         return conclude()
 

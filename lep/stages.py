@@ -155,6 +155,7 @@ def make_plan(config: DictConfig) -> Plan:
             "init": plain(config.init),
             "training": training | {"rows": trained_rows(config)},
             "seed": config.seed,
+            "measured": config.measured_characters,
             "trainer": {key: value for key, value in plain(config.trainer).items() if key != "enable_progress_bar"},
         },
     )
@@ -413,6 +414,7 @@ def make_judge(
             "instruct": plan.instruct_fingerprint,
             "suites": {name: plain(config.benchmark[name]) for name in suites},
             "held_out": plan.stages["corpus"].key,
+            "measured": config.measured_characters,
             "context": BITS_CONTEXT,
         },
         device="cuda" if accelerated else "cpu",

@@ -100,6 +100,7 @@ def test_several_options_of_a_group_at_once():
         (["tokenizer=optimization", "tokenizer.keep=100"], "tokenizer.keep=100"),
         (["tokenizer=optimization", "tokenizer.vocab_size=300"], "tokenizer.vocab_size=300"),
         (["trainer=ddp"], "torchrun"),
+        (["measured_characters=0"], "measured_characters=0"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
