@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.assets.microworld import Item
+from lep.benchmark import scoring
 from lep.benchmark.micro import STOPS, Record, compare, read_records, run_micro, samples, summarise, write_records
 from lep.benchmark.scoring import end_tokens, generate, render_chat
 from lep.chat import end_of_turn
@@ -75,11 +76,10 @@ def test_content_and_stopping_are_judged_apart(
     script = [*bpe("Tom.")["input_ids"], *bpe(last)["input_ids"]]
     model, written = pico_model(len(bpe)), iter(script)
 
-    def forward(input_ids: torch.Tensor, **_: object) -> object:
-        logits = torch.nn.functional.one_hot(torch.tensor([[next(written)]] * len(input_ids)), len(bpe)).float()
-        return type("Output", (), {"logits": logits})
+    def logits(_: object, features: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([next(written)] * len(features)), len(bpe)).float()
 
-    monkeypatch.setattr(model, "forward", forward)
+    monkeypatch.setattr(scoring._Reader, "logits", logits)
     found = run_micro(model, bpe, [Item("questions", "en", "Who?", "Tom.")])
     assert found.records[0].answer == "Tom." and found.records[0].right
     assert found.records[0].stop == stop
