@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
-from lep.benchmark.micro import compare, samples, write_records
+from lep.benchmark.records import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, check_context, plain, trained_rows, variant_name
