@@ -55,9 +55,8 @@ class Record:
 class SuiteResult:
     """What a suite found.
 
-    scores: by "task/language". details: what else there is to say, by the same keys or
-    the suite's name.
-    records: in the order of the items.
+    scores: by "task/language". details: what else there is to say, by the same keys or the suite's name. records: in
+    the order of the items.
     """
 
     scores: dict[str, Score]

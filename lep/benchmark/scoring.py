@@ -151,12 +151,29 @@ def option_scores(
 ) -> list[np.ndarray]:
     """Log-probability of each option as the continuation of its prompt: one array [options] a prompt, in nats.
 
+    mode: "full_string" sums over the option's tokens, which compares across vocabularies. "first_token" (Darumeru's
+    rule) takes the first of them with visible text; a bare space that stands alone before it joins the prompt. For the
+    rest see `option_logprobs`.
+    """
+    rows = option_logprobs(model, tokenizer, prompts, options, mode=mode, chat=chat, progress=progress)
+    return [np.array([tokens.sum() for tokens in of]) for of in rows]
+
+
+def option_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    *,
+    mode: Mode = "full_string",
+    chat: bool = False,
+    progress: str | None = None,
+) -> list[list[np.ndarray]]:
+    """Log-probabilities (nats) of the tokens of each option after its prompt: arrays [N], one an option, by prompt.
+
     Prompt and option are tokenised as one text, so an option brings its leading space with it. The scored tokens begin
     where the prompt's own tokens and those of any of its options first differ, so that all the options of a prompt are
     scored from the same point of the text.
-
-    mode: "full_string" sums over the option's tokens, which compares across vocabularies. "first_token" (Darumeru's
-        rule) takes the first of them with visible text; a bare space that stands alone before it joins the prompt.
     chat: the prompts come from `render_chat`, which decided about BOS; otherwise exactly one BOS precedes them.
 
     ValueError if two options of a prompt begin with the same token under "first_token".
@@ -166,8 +183,7 @@ def option_scores(
         branches = _first_tokens(tokenizer, branches, options)
     elif mode != "full_string":
         raise ValueError(f"mode={mode!r} is unknown. Use 'full_string' or 'first_token'.")
-    scores = branch_logprobs(model, tokenizer, branches, progress=progress)
-    return [np.array([tail.sum() for tail in tails]) for tails in scores]
+    return branch_logprobs(model, tokenizer, branches, progress=progress)
 
 
 def target_logprobs(
@@ -211,10 +227,8 @@ def branch_logprobs(
         return scores
     with _evaluating(model), _bar(progress, len(branches)) as bar:
         reader = _Reader.of(model, tokenizer, [branch.stem for branch in branches])
-        forks = [i for i, branch in enumerate(branches) if _worth_forking(branch, reader.shared)]
-        if not reader.pads_inside(max((_width_of(branches[i]) for i in forks), default=0)):
-            forks = []
-        paths = [path for i in sorted(set(range(len(branches))) - set(forks)) for path in _paths(i, branches[i])]
+        straight, forks, broad = _sorted_out(branches, reader)
+        paths = [path for i in straight for path in _paths(i, branches[i])]
         for batch in _batches([len(path.ids) - reader.shared for path in paths]):
             chosen = [paths[i] for i in batch]
             for path, found in zip(chosen, _score_paths(reader, chosen), strict=True):
@@ -226,7 +240,24 @@ def branch_logprobs(
             for i, found in zip(chosen, _score_forks(reader, [branches[i] for i in chosen]), strict=True):
                 scores[i] = found
             bar.update(len(batch))
+        for i in broad:
+            alone = [Branch(branches[i].stem, (tail,)) for tail in branches[i].tails]
+            scores[i] = [rows[0] for rows in branch_logprobs(model, tokenizer, alone)]
+            bar.update(1)
     return scores
+
+
+def _sorted_out(branches: Sequence[Branch], reader: "_Reader") -> tuple[list[int], list[int], list[int]]:
+    """Which branches are read straight through, tail by tail; which fork; and which fork too broadly for a cache.
+
+    Those last are read one by one, their stem being the beginning that all of their tails share.
+    """
+    worth = [i for i, branch in enumerate(branches) if reader.shares and _worth_forking(branch, reader.shared)]
+    broad = [i for i in worth if len(branches[i].tails) * _width_of(branches[i]) > _TOKENS_AT_ONCE]
+    forks = sorted(set(worth) - set(broad))
+    if not reader.pads_inside(max((_width_of(branches[i]) for i in forks), default=0)):
+        forks = []
+    return sorted(set(range(len(branches))) - set(forks) - set(broad)), forks, broad
 
 
 @dataclass(frozen=True)
