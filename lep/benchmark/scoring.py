@@ -139,6 +139,10 @@ def sequence_logprobs(
 Mode = Literal["full_string", "first_token"]
 
 
+class SameFirstToken(ValueError):
+    """Options that their first tokens do not tell apart, as in a vocabulary that cuts their letters to bytes."""
+
+
 def option_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -176,7 +180,7 @@ def option_logprobs(
     scored from the same point of the text.
     chat: the prompts come from `render_chat`, which decided about BOS; otherwise exactly one BOS precedes them.
 
-    ValueError if two options of a prompt begin with the same token under "first_token".
+    SameFirstToken if two options of a prompt begin with the same token under "first_token".
     """
     branches = _option_branches(tokenizer, prompts, options, chat=chat)
     if mode == "first_token":
@@ -331,11 +335,16 @@ def _option_branches(
 ) -> list[Branch]:
     """Prompt and options as ids, the tails from the first token on that not all of them and the prompt share."""
     alone = _ids(tokenizer, prompts, chat=chat)
-    texts = [prompt + option for prompt, of in zip(prompts, options, strict=True) for option in of]
-    joined = iter(_ids(tokenizer, texts, chat=chat))
+    owners = [prompt for prompt, of in zip(prompts, options, strict=True) for _ in of]
+    texts = [prompt + option for prompt, option in zip(owners, (o for of in options for o in of), strict=True)]
+    joined = _ids(tokenizer, texts, chat=chat)
+    if not all(alone):  # an option that follows nothing: without BOS, EOS stands before it
+        alone = [ids or [prefix_id(tokenizer)] for ids in alone]
+        joined = [row if prompt else [prefix_id(tokenizer), *row] for prompt, row in zip(owners, joined, strict=True)]
+    rows_left = iter(joined)
     branches = []
     for ids, of in zip(alone, options, strict=True):
-        rows = [next(joined) for _ in of]
+        rows = [next(rows_left) for _ in of]
         first = min(_common_prefix(ids, row) for row in rows)
         branches.append(Branch(rows[0][:first], [row[first:] for row in rows]))
     return branches
@@ -360,7 +369,7 @@ def _first_tokens(
             for tail, option in zip(branch.tails, of, strict=True)
         ]
         if len(set(firsts)) < len(firsts):
-            raise ValueError(
+            raise SameFirstToken(
                 f"mode=first_token cannot tell the options {list(of)} apart: two of them begin with the same token of "
                 "this tokenizer. Use mode=full_string."
             )

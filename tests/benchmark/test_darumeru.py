@@ -44,14 +44,19 @@ def test_the_seventeen_tasks_and_their_groups() -> None:
 def test_the_whole_suite_on_the_stand_in(protocol: str, model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast) -> None:
     found = Darumeru("stand_in", protocol=protocol, limit=2, chat=False, shots=1)(model, bpe)
     about = found.details["darumeru"]
+    if protocol == "paper2024":
+        # The two words begin with the same byte, and the pico vocabulary has no token that holds more of them.
+        assert about["missing"] == ["rwsd"] and "begin with the same token" in about["tasks"]["rwsd"]["failed"]
+        assert MICRO_AVERAGE not in found.scores and "DaruMERA/ru" not in found.scores
+        assert about["protocol"]["copied_over"] == "copy" and found.scores["DaruMMLU/ru"].n == 3
+        return
     assert about["missing"] == [] and not about["complete"], "of a limited suite the means are of the items asked"
-    assert about["protocol"]["name"] == protocol and about["protocol"]["copied_over"] in ("copy", "longer")
+    assert about["protocol"]["name"] == protocol and about["protocol"]["copied_over"] == "longer"
     tasks = [found.scores[f"{task.name}/{task.language}"] for task in TASKS]
     assert found.scores[MICRO_AVERAGE].value == pytest.approx(sum(score.value for score in tasks) / 17)
     assert found.scores["DaruMERA/ru"].n == 8
     assert {record.item.split("/")[0] for record in found.records} == {task.name for task in TASKS}
     assert all(0 <= record.value <= 1 for record in found.records)
-    assert Darumeru("stand_in", protocol=protocol, limit=2, chat=False, shots=1)(model, bpe).scores == found.scores
 
 
 def test_a_mean_is_not_given_where_a_task_is_missing(
@@ -91,12 +96,13 @@ def test_records_are_read_from_the_published_layout(tmp_path: Path) -> None:
 
 
 def test_rucola_comes_from_csv_and_its_examples_begin_at_row_29(
-    tmp_path: Path, model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast
+    tmp_path: Path, model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [f"{i},Sentence {i}.,{i % 2},0,source" for i in range(40)]
     (tmp_path / "train.csv").write_text("\n".join(["id,sentence,acceptable,error_type,detailed_source", *rows]))
     files = {"rucola": {split: [str(tmp_path / "train.csv")] for split in ("test", "prompt")}}
     suite = Darumeru("stand_in", files=files, tasks=["rucola"], shots=3, chat=False)
+    monkeypatch.setattr(model.config, "max_position_embeddings", 4000)
     found = suite(model, bpe)
     assert found.scores["rucola/ru"].n == 35, "the rows 29 to 33 may serve as examples and are not asked"
     prompt = found.records[0].prompt
@@ -212,7 +218,7 @@ def test_answers_are_remembered_and_never_asked_again(
         darumeru.ask.__globals__, "_choose", lambda m, t, queries: asked.extend(queries) or choose(m, t, queries)
     )
     again = suite(model, bpe, journal=Journal(tmp_path / "j", suite.fingerprint()))
-    assert again.scores == first.scores and len(asked) == 2, "eight of the ten were known"
+    assert again.scores == first.scores and len(asked) == 7, "all of multiq and three of parus were known"
     with pytest.raises(ValueError, match="holds answers of another model, other prompts or another protocol"):
         Journal(tmp_path / "j", replace(suite, protocol="paper2024").fingerprint())
 

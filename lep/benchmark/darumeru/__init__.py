@@ -22,7 +22,7 @@ from lep.benchmark.darumeru.protocol import Protocol, protocol_named
 from lep.benchmark.darumeru.sources import Source, digest, make_source
 from lep.benchmark.darumeru.tasks import GROUPS, TASKS, Item, Judgement, PairedChoice, Prompts, Task
 from lep.benchmark.records import Record, SuiteResult
-from lep.benchmark.scoring import Turn, render_plain, render_turns
+from lep.benchmark.scoring import SameFirstToken, Turn, render_plain, render_turns
 from lep.results import Score
 
 MICRO_AVERAGE = "Micro-Avg/ru"
@@ -78,7 +78,11 @@ class Darumeru:
             asked = dialogue.queries(task, items, examples, model)
             started = time.monotonic()
             label = progress and f"{progress}: {task.name}"
-            answers = ask(model, tokenizer, asked.queries, journal=journal, ranks=ranks, progress=label)
+            try:
+                answers = ask(model, tokenizer, asked.queries, journal=journal, ranks=ranks, progress=label)
+            except SameFirstToken as error:
+                details[task.name] = {"failed": str(error)}
+                continue
             seconds = time.monotonic() - started
             per_item = _by_item(items, asked.queries, answers)
             judgements = [task.judge(item, of, tokenizer, protocol) for item, of in zip(items, per_item, strict=True)]

@@ -1,0 +1,82 @@
+"""The field's own judge: tasks of lm-evaluation-harness on the model in memory. An optional extra: `lep[lm-eval]`.
+
+In: names of its tasks, or YAML files of one's own. Out: its metrics with its standard errors, in our record. Its way of
+asking is not Darumeru's (a chat's examples, what an option is): compare its figures with its own only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.benchmark.records import Record, SuiteResult
+from lep.results import Score
+
+
+@dataclass(frozen=True)
+class LmEval:
+    """The suite as a config names it.
+
+    tasks: names. include_path: a directory with YAML tasks of one's own. shots, limit, batch_size: as in the harness.
+    chat: whether to use the chat format. language: what the scores are filed under.
+    """
+
+    tasks: Sequence[str]
+    include_path: str | None = None
+    shots: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    chat: bool = False
+    language: str = "ru"
+
+    def __call__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
+    ) -> SuiteResult:
+        if not self.tasks:
+            raise ValueError("benchmark.lm_eval.tasks is empty. Name tasks, e.g. benchmark.lm_eval.tasks=[xnli_ru]")
+        found = evaluate(model, tokenizer, self)
+        scores, details = {}, {}
+        for task, metrics in found["results"].items():
+            named = {
+                name.removesuffix(",none"): value for name, value in metrics.items() if isinstance(value, int | float)
+            }
+            n = found["n-samples"].get(task, {}).get("effective", 0)
+            details[f"lm_eval {task}"] = named
+            for name, value in named.items():
+                stderr = named.get(f"{name}_stderr", math.nan)
+                if not name.endswith("_stderr") and 0 <= value <= 1 and f"{name}_stderr" in named:
+                    scores[f"{task} {name}/{self.language}"] = Score(float(value), float(stderr), n)
+        records = [
+            Record(task, self.language, "", "", str(sample["target"]), float(sample["acc"]), item=str(sample["doc_id"]))
+            for task, samples in found["samples"].items()
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+            if "acc" in sample
+        ]
+        return SuiteResult(scores, details, records)
+
+
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: LmEval) -> dict[str, Any]:
+    """The harness's own result. The one place that knows it."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(f"benchmark=lm_eval needs the harness ({error.name}): pip install 'lep[lm-eval]'") from error
+    manager = TaskManager(include_path=suite.include_path)
+    found = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size),
+        tasks=list(suite.tasks),
+        num_fewshot=suite.shots,
+        limit=suite.limit,
+        task_manager=manager,
+        apply_chat_template=suite.chat,
+        log_samples=True,
+        bootstrap_iters=1000,
+    )
+    assert found is not None, "the harness hands its result to the first process alone"
+    return found
