@@ -7,10 +7,12 @@ asking is not Darumeru's (a chat's examples, what an option is): compare its fig
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.benchmark.records import Record, SuiteResult
@@ -21,8 +23,8 @@ from lep.results import Score
 class LmEval:
     """The suite as a config names it.
 
-    tasks: names. include_path: a directory with YAML tasks of one's own. shots, limit, batch_size: as in the harness.
-    chat: whether to use the chat format. language: what the scores are filed under.
+    tasks: names. include_path: a directory with YAML tasks of one's own, taken instead of the harness's. shots, limit,
+    batch_size: as in the harness. chat: whether to use the chat format. language: what the scores are filed under.
     """
 
     tasks: Sequence[str]
@@ -67,7 +69,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: 
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ValueError(f"benchmark=lm_eval needs the harness ({error.name}): pip install 'lep[lm-eval]'") from error
-    manager = TaskManager(include_path=suite.include_path)
+    manager = TaskManager(include_path=suite.include_path, include_defaults=suite.include_path is None)
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size),
         tasks=list(suite.tasks),
@@ -80,3 +82,35 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: 
     )
     assert found is not None, "the harness hands its result to the first process alone"
     return found
+
+
+RUCOLA = "lep_rucola"
+
+
+def write_rucola_task(
+    directory: Path, *, test: Path, examples: Path, wording: Mapping[str, str], bos: str | None, shots: int = 0
+) -> None:
+    """RuCoLA from CSV files as a task of the harness that asks in the words of our own suite, in plain text.
+
+    wording: `user` (with {sentence}) and `assistant`, as in the prompts file. bos: written before everything, as the
+    harness leaves BOS to the tokenizer. Examples are the first rows of theirs: give them in the order to be shown.
+    """
+    asked = wording["user"].replace("{sentence}", "{{sentence}}")
+    task = {
+        "task": RUCOLA,
+        "dataset_path": "csv",
+        "dataset_kwargs": {"data_files": {"train": str(examples), "validation": str(test)}},
+        "validation_split": "validation",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+        "num_fewshot": shots,
+        "output_type": "multiple_choice",
+        "description": bos or "",
+        "doc_to_text": f"{asked}\n{wording['assistant']}",
+        "doc_to_choice": ["0", "1"],
+        "doc_to_target": "acceptable",
+        "metric_list": [{"metric": "acc"}, {"metric": "mcc"}],
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(task, allow_unicode=True, sort_keys=False)
+    (directory / f"{RUCOLA}.yaml").write_text(text, encoding="utf-8")
