@@ -21,6 +21,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lep.durable import flush
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -149,7 +151,7 @@ def _publish(staging: Path, target: Path, manifest: dict) -> None:
     """Flush every file, write the manifest after all of them, and rename the directory into its place."""
     written = sorted(staging.rglob("*"))
     for path in written:
-        _fsync(path)
+        flush(path)
     files = {str(path.relative_to(staging)): path.stat().st_size for path in written if path.is_file()}
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = manifest | {"created": created, "bytes": sum(files.values()), "files": files}
@@ -157,11 +159,11 @@ def _publish(staging: Path, target: Path, manifest: dict) -> None:
         json.dump(manifest, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
-    _fsync(staging)
+    flush(staging)
     if target.exists():  # damaged, or the search for a whole one would have found it
         shutil.rmtree(target)
     os.replace(staging, target)
-    _fsync(target.parent)
+    flush(target.parent)
 
 
 def _whole(folder: Path, key: str) -> tuple[Path, dict] | None:
@@ -220,11 +222,3 @@ def _sweep(folder: Path, *, own: str) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

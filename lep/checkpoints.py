@@ -23,7 +23,7 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 HASHED_BYTES = 64 * 2**20
 
 
-def resolve(reference: str, revision: str | None, *, key: str, weights: bool = True) -> Path:
+def resolve(reference: str, revision: str | None, *, key: str) -> Path:
     """The directory that `reference` names; a hub repository is downloaded. ValueError names `key` and the remedy."""
     if reference.startswith(PACKAGE):
         package, _, inside = reference.removeprefix(PACKAGE).partition("/")
@@ -34,7 +34,7 @@ def resolve(reference: str, revision: str | None, *, key: str, weights: bool = T
         return path
     if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
         raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
-    return _download(reference, revision, key=key, weights=weights)
+    return _download(reference, revision, key=key)
 
 
 def resolve_adapted(reference: str) -> Path:
@@ -49,13 +49,12 @@ def resolve_adapted(reference: str) -> Path:
     return path
 
 
-def _download(repository: str, revision: str | None, *, key: str, weights: bool) -> Path:
+def _download(repository: str, revision: str | None, *, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
             f"{key}={repository} (revision {revision}) is neither a directory here nor to be had from the hub: "

@@ -54,8 +54,10 @@ def log_tables(logger: WandbLogger, result: Result) -> None:
     """The scores and the diagnostics of propagation as tables of Weights & Biases."""
     import wandb
 
-    scores = [[row.name, name, *astuple(score)] for row in result.rows for name, score in measures(row)]
-    diagnostics = [
+    scores: list[list[Any]] = [
+        [row.name, name, *astuple(score)] for row in result.rows for name, score in measures(row)
+    ]
+    diagnostics: list[list[Any]] = [
         [rule, table, name, value]
         for rule, tables in result.propagation.items()
         for table, facts in tables.items()

@@ -13,7 +13,6 @@ from typing import Any
 
 from jinja2 import Environment
 from rich import box
-from rich.console import Group
 from rich.table import Table
 
 from lep.results import Result, Row, Score
@@ -51,13 +50,29 @@ CHART_WIDTH, CHART_HEIGHT = 640, 260
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 
 
-def terminal_table(result: Result) -> Group:
-    """Tables for a terminal of 100 columns, a line a model: one of scores for each language, one of text measures."""
-    scored = [language for language in languages(result) if tasks(result, language)]
-    tables = [_terminal_scores(result, language) for language in scored]
-    if any(row.characters_per_token or row.bits_per_byte for row in result.rows):
-        tables.append(_terminal_measures(result))
-    return Group(*(part for table in tables for part in (table, "")))
+def terminal_table(result: Result) -> Table:
+    """One table for a terminal of 100 columns: a block a model, a line a language; tasks, then the text measures."""
+    spoken = languages(result)
+    columns = list(dict.fromkeys(task for language in spoken for task in tasks(result, language)))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        # On a narrow terminal the words of the header break, never a number.
+        table.add_column(name, justify="right", min_width=8, overflow="fold")
+    for name in ("chars a token", "bits a byte"):
+        table.add_column(name, justify="right", min_width=5, overflow="fold")
+    for row in result.rows:
+        for place, language in enumerate(spoken):
+            table.add_row(
+                "" if place else row.name,
+                language,
+                *(_terminal_score(row.scores.get(f"{task}/{language}")) for task in columns),
+                *_terminal_measures(row, language),
+                style="bold" if row.name == "original" else None,
+                end_section=language == spoken[-1],
+            )
+    return table
 
 
 def write_report(result: Result, path: Path, *, configuration: str = "") -> None:
@@ -177,40 +192,9 @@ def percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _terminal_scores(result: Result, language: str) -> Table:
-    table = _terminal_lines(f"{language_name(language)}: percent right ± standard error")
-    columns = tasks(result, language)
-    for task in columns:
-        # On a narrow terminal the words of the header break, never a number.
-        table.add_column(task, justify="right", min_width=8, overflow="fold")
-    for row in result.rows:
-        scores = [_terminal_score(row.scores.get(f"{task}/{language}")) for task in columns]
-        table.add_row(row.name, *scores, style="bold" if row.name == "original" else None)
-    return table
-
-
-def _terminal_measures(result: Result) -> Table:
-    table = _terminal_lines("Held-out text")
-    for measure in ("characters a token", "bits a byte"):
-        for language in languages(result):
-            table.add_column(f"{measure}, {language_name(language)}", justify="right", max_width=18)
-    for row in result.rows:
-        characters = [row.characters_per_token.get(language) for language in languages(result)]
-        bits = [row.bits_per_byte.get(language) for language in languages(result)]
-        table.add_row(
-            row.name,
-            *("–" if value is None else f"{value:.2f}" for value in characters),
-            *("–" if score is None else f"{score.value:.3f}" for score in bits),
-            style="bold" if row.name == "original" else None,
-        )
-    return table
-
-
-def _terminal_lines(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.padding = 0
-    table.add_column("", no_wrap=True)
-    return table
+def _terminal_measures(row: Row, language: str) -> tuple[str, str]:
+    characters, bits = row.characters_per_token.get(language), row.bits_per_byte.get(language)
+    return "–" if characters is None else f"{characters:.2f}", "–" if bits is None else f"{bits.value:.3f}"
 
 
 def _terminal_score(score: Score | None) -> str:

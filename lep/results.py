@@ -11,12 +11,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from lep.durable import replacing
 
 FORMAT = 1  # bump when a reader of the previous format would misread the file
 PACKAGES = (
@@ -93,19 +94,8 @@ def write_result(path: Path, result: Result) -> None:
     NaN and infinity become null: in a `Score` they come back as NaN, in the free-form sections as None.
     """
     text = json.dumps(_plain({"format": FORMAT, **_fields(result)}), indent=1, ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, staged = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(staged, 0o644)  # mkstemp makes it private
-        os.replace(staged, path)
-    except BaseException:
-        Path(staged).unlink(missing_ok=True)
-        raise
-    _fsync_folder(path.parent)
+    with replacing(path) as staging:
+        staging.write_text(text + "\n", encoding="utf-8")
 
 
 def read_result(path: Path) -> Result:
@@ -206,11 +196,3 @@ def _processor() -> str:
         except OSError:
             pass
     return platform.processor() or platform.machine()
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -66,7 +66,8 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     elif "training" in asked:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            history = stages.train(plan, run_dir, initial, tokenizer, blocks, held_out, loggers, evaluate)
+            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
+            history = stages.train(plan, run_dir, start, loggers, evaluate)
 
     result = stages.collect(plan, run_dir, chosen, judged, history, corpus, tokenizer, held_out, seconds)
     log_result(loggers, result, plan)
@@ -102,6 +103,7 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Res
 @hydra.main(config_path="pkg://lep.conf", config_name="config", version_base=HYDRA_VERSION_BASE)
 def compose_and_run(config: DictConfig) -> None:
     """The task of Hydra: one job, also of a sweep."""
+    quieten()  # here, since a launcher may start this in a process of its own
     hydra_config = HydraConfig.get()
     try:
         run_job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
@@ -113,7 +115,6 @@ def compose_and_run(config: DictConfig) -> None:
 
 def main() -> None:
     """The console script `lep`."""
-    quieten()
     compose_and_run()
 
 

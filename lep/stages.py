@@ -25,16 +25,24 @@ from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
+from lep.benchmark.asking import Ranks
 from lep.benchmark.records import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, check_context, plain, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
-from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings
+from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings, set_embeddings_
 from lep.propagation.swap import swap
 from lep.results import Result, environment
 from lep.tokenizers.report import segmentations, vocabulary_report
-from lep.training import EmbeddingTraining, LastCheckpoint, PackedData, TrainingProgress, held_out_windows
+from lep.training import (
+    BenchmarkWhileTraining,
+    EmbeddingTraining,
+    LastCheckpoint,
+    PackedData,
+    TrainingProgress,
+    held_out_windows,
+)
 from lep.training.module import STATE_KEY
 from lep.vocabulary import SubtokenOperator, read_vocabulary, subtoken_operator
 
@@ -183,7 +191,7 @@ def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOpe
         operator = subtoken_operator(tokenizer, base)
         operator.save(out / OPERATOR_FILE)
         return {
-            "tokens": int(operator.weights.shape[0]),
+            "tokens": len(operator.exact),
             "exact": int(operator.exact.sum()),
             "special": int(operator.special.sum()),
             "distinct_old_rows": int(len(np.unique(operator.weights.indices))),
@@ -218,21 +226,24 @@ def initialise(config: DictConfig, base: Embeddings, operator: SubtokenOperator)
     )
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """What training starts from: the new tables as initialised, their tokenizer, packed text, held-out texts."""
+
+    initial: Embeddings
+    tokenizer: PreTrainedTokenizerFast
+    blocks: PackedBlocks
+    held_out: HeldOutTexts
+
+
 def train(
-    plan: Plan,
-    run_dir: Path,
-    initial: Embeddings,
-    tokenizer: PreTrainedTokenizerFast,
-    blocks: PackedBlocks,
-    held_out: HeldOutTexts,
-    loggers: list[Logger],
-    evaluate: Callable[[Embeddings], None],
+    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], evaluate: Callable[[Embeddings], None]
 ) -> list[dict[str, float]]:
     """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve."""
     if not is_leader():
         # The leader holds the store's lock and judges; the others only train beside it.
         if not plan.cached("adapted"):
-            fit_tables(plan, run_dir, initial, tokenizer, blocks, held_out, [], [])
+            fit_tables(plan, run_dir, start, [], [])
         raise SystemExit(0)
     stage = plan.stages["adapted"]
     with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
@@ -246,11 +257,10 @@ def train(
         def publish(adapted: Embeddings, history: list[dict[str, float]]) -> None:
             adapted.save(slot.staging / TABLES_FILE)
             (slot.staging / HISTORY_FILE).write_text(json.dumps(history), encoding="utf-8")
-            tokenizer.save_pretrained(slot.staging)
+            start.tokenizer.save_pretrained(slot.staging)
             slot.publish(steps=plan.config.training.steps)
 
-        at_end = PropagateAndBenchmark(publish, evaluate)
-        history = fit_tables(plan, run_dir, initial, tokenizer, blocks, held_out, loggers, [at_end])
+        history = fit_tables(plan, run_dir, start, loggers, [PropagateAndBenchmark(publish, evaluate)])
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         return history
 
@@ -261,20 +271,14 @@ def is_leader() -> bool:
 
 
 def fit_tables(
-    plan: Plan,
-    run_dir: Path,
-    initial: Embeddings,
-    tokenizer: PreTrainedTokenizerFast,
-    blocks: PackedBlocks,
-    held_out: HeldOutTexts,
-    loggers: list[Logger],
-    callbacks: list[Callback],
+    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], callbacks: list[Callback]
 ) -> list[dict[str, float]]:
     """Train from the start, or from the checkpoint that a killed run left. Gives the training curve."""
     config = plan.config
-    module, data = make_training(plan, initial, tokenizer, blocks, held_out)
+    module, data = make_training(plan, start)
     checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=config.training.checkpoint_every_steps)
     callbacks = [checkpoint, *([TrainingProgress()] if config.trainer.enable_progress_bar else []), *callbacks]
+    callbacks += make_watcher(plan, start.tokenizer)
     trainer = make_trainer(config, loggers, callbacks)
     if checkpoint.path is None:
         trainer.validate(module, data, verbose=False)  # bits per byte of the initialised tables
@@ -285,6 +289,38 @@ def fit_tables(
     return module.history
 
 
+def make_watcher(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> list[Callback]:
+    """What benchmarks the base model with the tables as they stand while they are trained, if the config asks for it."""
+    settings = plan.config.during_training
+    if settings.every_steps is None:
+        return []
+    suites = [build({**plain(node), **_limited(node, settings.limit)}) for node in settings.suites.values()]
+
+    def judge(tables: Embeddings) -> dict[str, float]:
+        model = checkpoints.load_model(plan.base_dir)
+        set_embeddings_(model, tables)
+        scores: dict[str, float] = {}
+        for suite in suites:
+            shared_out = {"ranks": Ranks.current()} if hasattr(suite, "fingerprint") else {}
+            found = suite(model.to(device_of(plan.config)), tokenizer, **shared_out).scores  # type: ignore[arg-type]
+            scores |= {key: score.value for key, score in found.items()}
+        return scores
+
+    return [BenchmarkWhileTraining(settings.every_steps, judge)]
+
+
+def _limited(node: DictConfig, limit: int | None) -> dict[str, int]:
+    """The suite's own name for how many items of a task it asks, with the limit."""
+    return {key: limit for key in ("limit", "items_per_task") if key in node and limit is not None}
+
+
+def device_of(config: DictConfig) -> str:
+    """Where models are benchmarked."""
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def log_again(loggers: list[Logger], history: list[dict[str, float]]) -> None:
     """Give a curve that was recorded before to loggers whose files begin anew."""
     for row in history:
@@ -292,22 +328,16 @@ def log_again(loggers: list[Logger], history: list[dict[str, float]]) -> None:
             logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
 
-def make_training(
-    plan: Plan,
-    initial: Embeddings,
-    tokenizer: PreTrainedTokenizerFast,
-    blocks: PackedBlocks,
-    held_out: HeldOutTexts,
-) -> tuple[EmbeddingTraining, PackedData]:
+def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, PackedData]:
     """The module that moves the tables, and its data."""
-    settings = plan.config.training
+    settings, tokenizer = plan.config.training, start.tokenizer
     rows = trained_rows(plan.config)
     base_size = len(read_vocabulary(checkpoints.load_tokenizer(plan.base_dir, key="model.base")))
     specials = sorted(read_vocabulary(tokenizer).specials) if settings.freeze_special_tokens else []
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
-        initial,
+        start.initial,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
@@ -318,14 +348,14 @@ def make_training(
         first_new_row=base_size if rows == "new" else None,
         frozen_rows=[row for row in specials if rows == "all" or row >= base_size],
     )
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    before_text = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     windows = {
         language: held_out_windows(
-            texts, tokenizer, length=settings.block_size, overlap=settings.block_size // 4, start_id=start
+            texts, tokenizer, length=settings.block_size, overlap=settings.block_size // 4, start_id=before_text
         )
-        for language, texts in held_out.items()
+        for language, texts in start.held_out.items()
     }
-    return module, PackedData(blocks, batch_size=settings.batch_size, seed=plan.config.seed, held_out=windows)
+    return module, PackedData(start.blocks, batch_size=settings.batch_size, seed=plan.config.seed, held_out=windows)
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]) -> Trainer:

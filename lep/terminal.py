@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,9 +14,10 @@ from rich.table import Table
 from lep.config import trained_rows, variant_name
 from lep.report import terminal_table
 from lep.results import Result
-from lep.stages import Plan
+from lep.stages import Plan, is_leader
 
-console = Console()
+# Of the processes that torchrun starts, the first speaks for all.
+console = Console(quiet=not is_leader())
 
 
 def say(message: str) -> None:
@@ -41,7 +43,8 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
 
 def _sizes(config: DictConfig) -> dict[str, str]:
     training, name = config.training, variant_name(config)
-    per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1) * processes
     variant = ", ".join(f"{key} {value}" for key, value in config.tokenizer.items() if not str(key).startswith("_"))
     return {
         "corpus": config.corpus.name,

@@ -149,3 +149,19 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path: Path):
     one, other = (json.loads((run_dir(folder) / "result.json").read_text())["rows"] for folder in (calm, killed))
     for left, right in zip(one, other, strict=True):
         assert left["scores"] == right["scores"] and left["bits_per_byte"] == right["bits_per_byte"]
+
+
+def test_two_processes_train_as_one(tmp_path: Path):
+    """torchrun on two CPU processes, half a batch each: the loss curve of one process with the whole batch."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir(), halves.mkdir()
+    extra = ("stages=[corpus,tokenizer,training]", "training.freeze_special_tokens=false")
+    lep(whole, *extra, "training.batch_size=8")
+    parallel = (*extra, "training.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *command(*parallel)[1:]]
+    done = subprocess.run(launched, cwd=halves, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.count("seed 0") == 1  # one process speaks for both
+    ours, theirs = losses(halves), losses(whole)
+    assert len(ours) == 12 and ours.keys() == theirs.keys()
+    for step, loss in ours.items():
+        assert float(loss) == pytest.approx(float(theirs[step]), rel=1e-4)

@@ -21,6 +21,7 @@ LAYERS = (
     {"vocabulary", "assets"},
     {"corpus"},
     {"results", "artifacts", "config"},
+    {"durable"},
 )
 BORDERS = {
     "hydra": {"run", "benchmark_app", "config"},

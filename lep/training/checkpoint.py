@@ -1,6 +1,5 @@
 """One checkpoint of a training run, `last.ckpt`, that is always whole: written beside, then put in place."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,8 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
+
+from lep.durable import replacing
 
 
 class LastCheckpoint(Checkpoint):
@@ -71,11 +72,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        staging = final.with_name(f".{final.name}.partial")
-        with staging.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, final)
+        with replacing(Path(path)) as staging:
+            torch.save(checkpoint, staging)

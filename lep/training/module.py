@@ -236,7 +236,7 @@ class EmbeddingTraining(pl.LightningModule):
         rates = (bits / num_bytes).tolist()
         values = {f"val/bits_per_byte/{language}": rate for language, rate in zip(self._bits, rates, strict=True)}
         values["val/bits_per_byte"] = sum(rates) / len(rates)
-        self.log_dict(values)
+        self.log_dict(values, sync_dist=True)  # equal on every rank already; Lightning warns unless told
         if not self.trainer.sanity_checking:
             self._record(self.trainer.global_step, values)
 
