@@ -290,7 +290,7 @@ def fit_tables(
 
 
 def make_watcher(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> list[Callback]:
-    """What benchmarks the base model with the tables as they stand while they are trained, if the config asks for it."""
+    """What benchmarks the base model with the tables as they stand in training, if the config asks for it."""
     settings = plan.config.during_training
     if settings.every_steps is None:
         return []
@@ -388,7 +388,6 @@ def make_judge(
     instruct_tokenizer = checkpoints.load_tokenizer(plan.instruct_dir, key="model.instruct")
     chatting, _ = result_tokenizer(tokenizer, instruct_tokenizer)
     suites = {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in config.stages else {}
-    accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return Judge(
         store=plan.store,
         instruct_dir=plan.instruct_dir,
@@ -406,7 +405,7 @@ def make_judge(
             "held_out": plan.stages["corpus"].key,
             "context": BITS_CONTEXT,
         },
-        device="cuda" if accelerated else "cpu",
+        device=device_of(config),
         recipe=plain(config),
     )
 

@@ -18,9 +18,7 @@ class BenchmarkWhileTraining(pl.Callback):
 
     def __init__(self, every_steps: int, judge: Callable[[Embeddings], Mapping[str, float]]) -> None:
         if every_steps < 1:
-            raise ValueError(
-                f"during_training.every_steps={every_steps} is no number of steps. Give at least 1, or null"
-            )
+            raise ValueError(f"during_training.every_steps={every_steps} is below 1. Give a number of steps, or null")
         self.every_steps = every_steps
         self._judge = judge
         self._judged_at = 0

@@ -1,4 +1,4 @@
-"""`lep-benchmark` on model directories: several suites, two models, a kill in the middle, ranks that share the items."""
+"""`lep-benchmark` on model directories: several suites, two models, a kill in the middle, ranks that share items."""
 
 import json
 import os
