@@ -32,7 +32,7 @@ class Fair:
     """The suite as a config names it.
 
     prompts: by language, to be continued; `own script` is the share of letters written in the script that `scripts`
-        gives the language (language confusion is what is left of 1).
+        gives the language (language confusion is what is left of 1); a text without letters counts as 0.
     texts: by language, a file: .jsonl with the field `text`, or plain text whose documents stand apart by empty lines;
         null is the micro-world. Bits per byte of English tell what is forgotten when a model is adapted to Russian.
     context: characters of a window. max_characters: of each language's texts; null is all.
@@ -70,10 +70,9 @@ class Fair:
         scores, records = {}, []
         for language, prompts in self.prompts.items():
             label = progress and f"{progress}: writing, {language}"
-            shares, written = self._written(model, tokenizer, language, prompts, journal, ranks, label)
+            written = self._written(model, tokenizer, language, prompts, journal, ranks, label)
             records += written
-            if shares:
-                scores[f"{SCRIPT_TASK}/{language}"] = Score(*mean_and_stderr(shares), len(shares))
+            scores[f"{SCRIPT_TASK}/{language}"] = Score(*mean_and_stderr([r.value for r in written]), len(written))
             if self.timed_tokens:
                 tokens = self.timed_tokens
                 details[f"speed/{language}"] = journal.remember(
@@ -101,23 +100,21 @@ class Fair:
         journal: Journal,
         ranks: Ranks | None,
         progress: str | None,
-    ) -> tuple[list[float], list[Record]]:
-        """Shares of letters in the language's script, of the texts that have letters, and a record of each."""
+    ) -> list[Record]:
+        """What was written after each prompt, worth the share of its letters that are in the language's script."""
         budget = self.max_new_characters
         queries = [
             Query(f"writing/{language}/{i}", prompt, max_new_characters=budget) for i, prompt in enumerate(prompts)
         ]
         answers = ask(model, tokenizer, queries, journal=journal, ranks=ranks, progress=progress)
-        shares, records = [], []
-        for query, answer in zip(queries, answers, strict=True):
-            share = script_share(answer.text, self.scripts[language])
-            if share is not None:
-                shares.append(share)
-            expected = self.scripts[language] if share is not None else ""
-            records.append(
-                Record(SCRIPT_TASK, language, query.prompt, answer.text, expected, share or 0.0, item=query.key)
+        return [
+            Record(
+                *(SCRIPT_TASK, language, query.prompt, answer.text, self.scripts[language]),
+                script_share(answer.text, self.scripts[language]) or 0.0,
+                item=query.key,
             )
-        return shares, records
+            for query, answer in zip(queries, answers, strict=True)
+        ]
 
     def _texts(self) -> dict[str, list[str]]:
         found = {}
