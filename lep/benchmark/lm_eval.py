@@ -70,12 +70,13 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: 
     except ImportError as error:
         raise ValueError(f"benchmark=lm_eval needs the harness ({error.name}): pip install 'lep[lm-eval]'") from error
     manager = TaskManager(include_path=suite.include_path, include_defaults=suite.include_path is None)
-    found = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size),
-        tasks=list(suite.tasks),
-        num_fewshot=suite.shots,
+    # Its decorators hide its signatures from type checkers.
+    found: Any = simple_evaluate(  # pyright: ignore
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size),  # pyright: ignore
+        tasks=list(suite.tasks),  # pyright: ignore
+        num_fewshot=suite.shots,  # pyright: ignore
         limit=suite.limit,
-        task_manager=manager,
+        task_manager=manager,  # pyright: ignore
         apply_chat_template=suite.chat,
         log_samples=True,
         bootstrap_iters=1000,

@@ -618,8 +618,8 @@ class _Beginning(DynamicCache):
         if not self.filled:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer, rows = self.layers[layer_idx], len(key_states)
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
         keys, values = layer.keys, layer.values
-        assert keys is not None and values is not None, "filled before it is read after"
         keys, values = (states.expand(rows, -1, -1, -1) for states in (keys, values))
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
@@ -716,7 +716,7 @@ class _Reader:
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:
     """How many ids all rows begin with, one of each left over; 0 where it is not worth a pass."""
-    first, last = min(rows), max(rows)  # in the order of lists, what these two share all between them share
+    first, last = min(map(list, rows)), max(map(list, rows))  # what these two share, all between them share
     same = next((k for k, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), len(first))
     count = min(same, min(map(len, rows)) - 1)
     return count if count >= _SHARED_AT_LEAST else 0

@@ -100,7 +100,7 @@ class Darumeru:
         source, configs = self._source(), {task.config for task in self._chosen()}
         return {
             "protocol": self._protocol().described(),
-            "prompts": digest([self._prompts()]),
+            "prompts": digest([dict(self._prompts())]),
             "data": {
                 f"{config}/{split}": digest(source.rows(config, split) or [])
                 for config in sorted(configs)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from lep.assets import stand_in
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 # Configs that are data sets of their own on the hub: repository, config, and what their splits are called there.
 ELSEWHERE = {
     "rucola": ("RussianNLP/rucola", None, {"test": "validation", "prompt": "train"}),
