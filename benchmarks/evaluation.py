@@ -101,12 +101,11 @@ def harness(path: Path, model, tokenizer, items: int, shots: int) -> None:
     """The same items and examples through both, one after the other."""
     rows = read_rows(path)
     with tempfile.TemporaryDirectory() as folder:
-        test, shown = Path(folder) / "test.csv", Path(folder) / "shown.csv"
-        for target, of in ((test, rows[:items]), (shown, rows[29 : 29 + max(1, shots)][::-1])):
-            with target.open("w", encoding="utf-8", newline="") as stream:
-                writer = csv.DictWriter(stream, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(of)
+        test = Path(folder) / "test.csv"
+        with test.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows[:items])
         ours = Darumeru(
             "stand_in",
             files={"rucola": {"test": [str(test)], "prompt": [str(path)]}},
@@ -115,13 +114,14 @@ def harness(path: Path, model, tokenizer, items: int, shots: int) -> None:
             shots=shots,
         )
         wording = ours._prompts()["rucola"]
-        write_rucola_task(
-            Path(folder) / "tasks", test=test, examples=shown, wording=wording, bos=tokenizer.bos_token, shots=shots
-        )
+        # Theirs shows examples in the order of the rows, ours the first one last, as Darumeru does.
+        shown = rows[29 : 29 + shots][::-1]
+        tasks = Path(folder) / "tasks"
+        write_rucola_task(tasks, test=rows[:items], examples=shown, wording=wording, bos=tokenizer.bos_token)
         started = now()
         mine = ours(model, tokenizer)
         between = now()
-        theirs = LmEval([RUCOLA], include_path=str(Path(folder) / "tasks"), batch_size=8)(model, tokenizer)
+        theirs = LmEval([RUCOLA], include_path=str(tasks), batch_size=8)(model, tokenizer)
         ended = now()
     same = sum(a.value == b.value for a, b in zip(mine.records, theirs.records, strict=True))
     n = len(mine.records)

@@ -6,6 +6,7 @@ asking is not Darumeru's (a chat's examples, what an option is): compare its fig
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,22 +90,36 @@ RUCOLA = "lep_rucola"
 
 
 def write_rucola_task(
-    directory: Path, *, test: Path, examples: Path, wording: Mapping[str, str], bos: str | None, shots: int = 0
+    directory: Path,
+    *,
+    test: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    wording: Mapping[str, str],
+    bos: str | None,
 ) -> None:
-    """RuCoLA from CSV files as a task of the harness that asks in the words of our own suite, in plain text.
+    """RuCoLA as a task of the harness that asks in the words of our own suite, in plain text, all examples in order.
 
-    wording: `user` (with {sentence}) and `assistant`, as in the prompts file. bos: written before everything, as the
-    harness leaves BOS to the tokenizer. Examples are the first rows of theirs: give them in the order to be shown.
+    test, examples: rows with `sentence` and `acceptable`. wording: `user` (with {sentence}) and `assistant`, as in the
+    prompts file. bos: written before everything, as the harness leaves BOS to the tokenizer.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    # Other columns are left out: files whose columns differ in type cannot be splits of one data set.
+    for name, rows in (("test", test), ("examples", examples or test[:1])):
+        with (directory / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, ["sentence", "acceptable"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
     asked = wording["user"].replace("{sentence}", "{{sentence}}")
     task = {
         "task": RUCOLA,
         "dataset_path": "csv",
-        "dataset_kwargs": {"data_files": {"train": str(examples), "validation": str(test)}},
+        "dataset_kwargs": {
+            "data_files": {"train": str(directory / "examples.csv"), "validation": str(directory / "test.csv")}
+        },
         "validation_split": "validation",
         "fewshot_split": "train",
         "fewshot_config": {"sampler": "first_n"},
-        "num_fewshot": shots,
+        "num_fewshot": len(examples),
         "output_type": "multiple_choice",
         "description": bos or "",
         "doc_to_text": f"{asked}\n{wording['assistant']}",
@@ -112,6 +127,5 @@ def write_rucola_task(
         "doc_to_target": "acceptable",
         "metric_list": [{"metric": "acc"}, {"metric": "mcc"}],
     }
-    directory.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(task, allow_unicode=True, sort_keys=False)
     (directory / f"{RUCOLA}.yaml").write_text(text, encoding="utf-8")

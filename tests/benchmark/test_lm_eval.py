@@ -27,11 +27,7 @@ def test_a_task_of_ours_runs_offline_and_agrees_with_full_string_scoring(
     model = pico_model(len(bpe))
     model.config.max_position_embeddings = 2048
     rows = [{"id": i, "sentence": text, "acceptable": i % 2} for i, text in enumerate(sentences(60))]
-    for name, of in (
-        ("test", rows[:20]),
-        ("train", rows[20:]),
-        ("shown", rows[20 + 29 : 20 + 29 + shots][::-1] or rows[:1]),
-    ):
+    for name, of in (("test", rows[:20]), ("train", rows[20:])):
         with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
@@ -40,11 +36,10 @@ def test_a_task_of_ours_runs_offline_and_agrees_with_full_string_scoring(
     suite = Darumeru("stand_in", files=files, tasks=["rucola"], shots=shots, chat=False)
     write_rucola_task(
         tmp_path / "tasks",
-        test=tmp_path / "test.csv",
-        examples=tmp_path / "shown.csv",
+        test=rows[:20],
+        examples=rows[20 + 29 : 20 + 29 + shots][::-1],
         wording=suite._prompts()["rucola"],
         bos=bpe.bos_token,  # type: ignore[arg-type]
-        shots=shots,
     )
     theirs = LmEval([RUCOLA], include_path=str(tmp_path / "tasks"), batch_size=4)(model, bpe)
     ours = suite(model, bpe)
