@@ -7,9 +7,10 @@ Lightning callback only says when.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,17 +25,20 @@ from lep.benchmark.records import Record, read_records, write_records
 from lep.benchmark.scoring import end_tokens, generate, render_chat
 from lep.chat import end_of_turn
 from lep.checkpoints import load_model
-from lep.embeddings import Embeddings, read_embeddings, set_embeddings_
+from lep.embeddings import TABLES_FILE, Embeddings, embeddings_of, open_embeddings, open_tables, set_embeddings_
 from lep.export import export_model
 from lep.propagation import Rule, propagate
+from lep.propagation.audit import extreme_rows
 from lep.propagation.end_of_turn import margins, restore_end_of_turn
 from lep.propagation.swap import swap
 from lep.results import Row, Score
+from lep.shards import Table
 from lep.vocabulary import SubtokenOperator
 
 ORIGINAL, UNTRAINED = "original", "no training"
 # Conversations that show where a turn ends: of each language, and how long.
 PROBES, PROBE_CHARACTERS, PROBE_TOKENS = 100, 300, 64
+NOT_REPAIRED = "no model was in memory to see where its answers end; repair_end_of_turn=true loads it"
 Probe = tuple[str, str]  # what the user says, what the original instruct model answers
 
 
@@ -51,7 +55,7 @@ class Candidate:
     """A model to be judged: the instruct model's body with these tables; `rule` says how to carry them into it."""
 
     name: str
-    tables: Embeddings | None  # None: the instruct model as it is
+    tables: Embeddings[Table] | None  # None: the instruct model as it is
     rule: Rule | None
     key: dict[str, Any]  # what the tables and the rule were made from
 
@@ -78,7 +82,7 @@ class Judge:
     instruct_tokenizer: PreTrainedTokenizerFast
     tokenizer: PreTrainedTokenizerFast
     kept_rows: Sequence[tuple[int, int]]
-    base: Embeddings
+    base: Embeddings[Table]
     operator: SubtokenOperator
     suites: Mapping[str, Suite]
     held_out: Mapping[str, Sequence[str]]
@@ -86,6 +90,7 @@ class Judge:
     key: Mapping[str, Any]
     device: str = "cpu"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    pad_to: int = 1  # rows of an exported vocabulary are a multiple of this
     _answers: list[Probe] | None = None
 
     def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
@@ -94,9 +99,10 @@ class Judge:
         artifact = self.store.get_or_build(
             "scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out)
         )
-        if export_dir is not None:
-            self._export(candidate, export_dir)
-        return read_judged(artifact.path)
+        judged = read_judged(artifact.path)
+        if export_dir is None:
+            return judged
+        return replace(judged, diagnostics=judged.diagnostics | {"export": self._export(candidate, export_dir)})
 
     def _judge_into(self, candidate: Candidate, out_dir: Path) -> None:
         started = time.monotonic()
@@ -124,16 +130,44 @@ class Judge:
         model = load_model(self.instruct_dir).to(self.device)  # type: ignore[arg-type]
         if candidate.tables is None:
             return model, self.instruct_tokenizer, {}
-        instruct = read_embeddings(self.instruct_dir)
-        tables, diagnostics = propagate(
-            candidate.rule or swap, candidate.tables, self.base, instruct, self.operator, kept_rows=self.kept_rows
-        )
+        found, diagnostics = self._propagate(candidate)
+        tables = found.in_memory()
+        diagnostics = audited(diagnostics, tables, candidate.tables)
         probes = self._probes(model)
         reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else torch.empty(0)
         set_embeddings_(model, tables)
         if probes:
             diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference)
         return model, self.tokenizer, diagnostics
+
+    def carry(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
+        """Propagates from files to files and judges nothing: no model is in memory, and no table whole.
+
+        What needs a model is left out and said to be: scores, and the repair of the end-of-turn token.
+        """
+        tables, diagnostics = self._propagate(candidate)
+        diagnostics["end of turn"] = {"changed": False, "unchanged_because": NOT_REPAIRED}
+        if export_dir is None:
+            return Judged(Row(candidate.name), diagnostics, [])
+        export_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=export_dir.parent, prefix=".carried-") as folder:
+            # Computed once and kept on disk: they are read for the audit, for the padding and for the checkpoint.
+            tables.save(Path(folder) / TABLES_FILE)
+            tables = open_tables(Path(folder) / TABLES_FILE)
+            assert candidate.tables is not None, "only tables are carried"
+            diagnostics = audited(diagnostics, tables, candidate.tables)
+            recipe = {**self.recipe, "propagation": candidate.name}
+            diagnostics["export"] = export_model(
+                self.instruct_dir, tables, self.tokenizer, export_dir, recipe=recipe, pad_to=self.pad_to
+            )
+        return Judged(Row(candidate.name), diagnostics, [])
+
+    def _propagate(self, candidate: Candidate) -> tuple[Embeddings[Table], dict[str, Any]]:
+        assert candidate.tables is not None, "the instruct model as it is has nothing to propagate"
+        instruct = open_embeddings(self.instruct_dir)
+        return propagate(
+            candidate.rule or swap, candidate.tables, self.base, instruct, self.operator, kept_rows=self.kept_rows
+        )
 
     def _probes(self, original: PreTrainedModel) -> list[Probe]:
         """What the original instruct model itself answers to held-out text, where it ends its turn: made once."""
@@ -155,10 +189,27 @@ class Judge:
             head[token] = row.to(head)
         return report
 
-    def _export(self, candidate: Candidate, out_dir: Path) -> None:
+    def _export(self, candidate: Candidate, out_dir: Path) -> dict[str, Any]:
+        """Writes the model directory; gives what its checks saw."""
         model, tokenizer, _ = self._model(candidate)
         recipe = {**self.recipe, "propagation": candidate.name}
-        export_model(model, tokenizer, out_dir, recipe=recipe, instruct_tokenizer=self.instruct_tokenizer)
+        return export_model(
+            self.instruct_dir,
+            embeddings_of(model),
+            tokenizer,
+            out_dir,
+            recipe=recipe,
+            pad_to=self.pad_to,
+            reference=model,
+        )
+
+
+def audited(diagnostics: dict[str, Any], result: Embeddings[Table], adapted: Embeddings[Table]) -> dict[str, Any]:
+    """The diagnostics of each table with the rows that came out extreme."""
+    found = {"input": extreme_rows(result.input, adapted.input)}
+    if result.output is not None and adapted.output is not None:
+        found["output"] = extreme_rows(result.output, adapted.output)
+    return diagnostics | {side: diagnostics[side] | facts for side, facts in found.items()}
 
 
 def read_judged(directory: Path) -> Judged:

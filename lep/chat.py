@@ -5,10 +5,13 @@ Assumed: the adapted tokenizer was made from the base's, and base and instruct a
 """
 
 import copy
+import json
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lep.vocabulary import read_vocabulary
+from lep.vocabulary import read_vocabulary, remap_post_processor
 
 ROLES = ("bos", "eos", "pad", "unk")
 
@@ -39,7 +42,8 @@ def result_tokenizer(
     """The adapted tokenizer made to chat like the instruct model, and (new id, instruct id) of what it had to add.
 
     Tokens that only the instruct model has (chat markers) are appended with the same matching rules. Chat template,
-    bos, eos, pad and unk are the instruct model's; a role it leaves empty stays the adapted tokenizer's.
+    bos, eos, pad, unk and what is put around a text (the post-processor, with the new ids) are the instruct model's;
+    a role it leaves empty stays the adapted tokenizer's.
     """
     tokenizer = copy.deepcopy(adapted)
     known = tokenizer.get_vocab()
@@ -57,9 +61,20 @@ def result_tokenizer(
         content = getattr(instruct, f"{role}_token")
         if content is not None:
             setattr(tokenizer, f"{role}_token", content)
+    _put_marks_around_(tokenizer, instruct)
     tokenizer.chat_template = instruct.chat_template
     tokenizer.model_max_length = instruct.model_max_length
     return tokenizer, added
+
+
+def _put_marks_around_(tokenizer: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast) -> None:
+    """The instruct model's post-processor, which names tokens by id, in the ids of this tokenizer."""
+    skeleton = Tokenizer(BPE())
+    if instruct.backend_tokenizer.post_processor is not None:
+        skeleton.post_processor = instruct.backend_tokenizer.post_processor
+    spec = json.loads(skeleton.to_str())
+    remap_post_processor(spec["post_processor"], tokenizer.get_vocab())
+    tokenizer.backend_tokenizer.post_processor = Tokenizer.from_str(json.dumps(spec)).post_processor
 
 
 def special_pairs(tokenizer: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast) -> list[tuple[int, int]]:

@@ -10,7 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from lep.embeddings import TABLES_FILE
 
@@ -18,12 +25,13 @@ PACKAGE = "package:"
 # Of an artifact: when it was made, and how training went, do not change what it holds.
 NOT_CONTENT = ("manifest.json", "history.json")
 # Weights as pickles are left on the hub: only safetensors are read.
-WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 # Files up to this size are told apart by their content, larger ones by size and time of change.
 HASHED_BYTES = 64 * 2**20
 
 
-def resolve(reference: str, revision: str | None, *, key: str) -> Path:
+def resolve(reference: str, revision: str | None, *, key: str, weights: bool = True) -> Path:
     """The directory that `reference` names; a hub repository is downloaded. ValueError names `key` and the remedy."""
     if reference.startswith(PACKAGE):
         package, _, inside = reference.removeprefix(PACKAGE).partition("/")
@@ -34,7 +42,17 @@ def resolve(reference: str, revision: str | None, *, key: str) -> Path:
         return path
     if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
         raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
-    return _download(reference, revision, key=key)
+    return _download(reference, revision, key=key, weights=weights)
+
+
+def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path:
+    """The directory of a tokenizer: any that holds tokenizer.json or tokenizer.model; of a hub model no weights."""
+    path = Path(reference).expanduser()
+    if any((path / name).is_file() for name in TOKENIZER_FILES):
+        return path
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(f"{key}={reference} holds no tokenizer: {' and '.join(TOKENIZER_FILES)} are missing")
+    return resolve(reference, revision, key=key, weights=False)
 
 
 def resolve_adapted(reference: str) -> Path:
@@ -49,12 +67,13 @@ def resolve_adapted(reference: str) -> Path:
     return path
 
 
-def _download(repository: str, revision: str | None, *, key: str) -> Path:
+def _download(repository: str, revision: str | None, *, key: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
             f"{key}={repository} (revision {revision}) is neither a directory here nor to be had from the hub: "
@@ -79,8 +98,14 @@ def _digest(path: Path) -> str:
 
 
 def load_tokenizer(directory: Path, *, key: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a directory. ValueError if it has only a slow one."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    """The fast tokenizer of a directory, also of one that holds nothing but a tokenizer.model of the Llama kind.
+
+    ValueError if it has only a slow one.
+    """
+    # Without a config beside it AutoTokenizer forgets the space that SentencePiece puts before a text.
+    lone = not any((directory / name).is_file() for name in ("config.json", "tokenizer_config.json", "tokenizer.json"))
+    kind = LlamaTokenizer if lone and (directory / "tokenizer.model").is_file() else AutoTokenizer
+    tokenizer = kind.from_pretrained(directory)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
             f"{key}={directory} has no fast tokenizer (tokenizer.json), which every vocabulary here is read from"

@@ -89,21 +89,30 @@ def check(config: DictConfig) -> None:
     unknown = [stage for stage in config.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages holds {unknown[0]!r}; the stages are {', '.join(STAGES)}")
-    if list(config.stages) != list(STAGES[: len(config.stages)]) or not config.stages:
+    first = STAGES.index(config.stages[0]) if config.stages else 0
+    if list(config.stages) != list(STAGES[first : first + len(config.stages)]) or not config.stages:
         raise ValueError(
-            f"stages={list(config.stages)} skips a stage that a later one needs. Leave out the last ones only: "
-            f"stages=[{','.join(STAGES[: max(1, len(config.stages))])}]"
+            f"stages={list(config.stages)} are not stages in a row. Name them in order and without gaps, as in "
+            f"stages=[{','.join(STAGES[first : first + max(1, len(config.stages))])}]; what they need of those before "
+            "is made, or taken from the store"
         )
-    if "propagation" in config.stages and not config.model.instruct:
+    if "propagation" in planned_stages(config) and not config.model.instruct:
         raise ValueError(
             "model.instruct is empty, but the stage `propagation` needs an instruct model to carry the tables into. "
             "Give model.instruct=DIR, or leave the stage out: stages=[corpus,tokenizer,training]"
         )
+    if config.repair_end_of_turn not in ("auto", True, False):
+        raise ValueError(f"repair_end_of_turn={config.repair_end_of_turn} is unknown; give auto, true or false")
     training = config.training
     if training.warmup_steps >= training.steps:
         raise ValueError(
             f"training.warmup_steps={training.warmup_steps} leaves nothing of training.steps={training.steps}. "
             "Lower the first or raise the second"
+        )
+    if config.measured_characters < 1:
+        raise ValueError(
+            f"measured_characters={config.measured_characters} leaves no held-out text to measure bits per byte on. "
+            "Give 1 or more; 60_000 is the usual"
         )
     _check_sizes(config)
     if config.trainer.get("strategy", "auto") != "auto" and not os.environ.get("LOCAL_RANK"):
@@ -117,11 +126,20 @@ def check(config: DictConfig) -> None:
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
             "Choose one of them, or add it: propagation=all"
         )
+    if config.export_pad_to < 1:
+        raise ValueError(
+            f"export_pad_to={config.export_pad_to} is no size. Give 1 for no padding, or a multiple such as 64"
+        )
     if config.training.rows == "new" and variant_name(config) != "extension" and config.adapted is None:
         raise ValueError(
             f"training.rows=new trains the rows that Extension adds, but tokenizer={variant_name(config)} renews "
             "the whole vocabulary. Use training.rows=all, or tokenizer=extension"
         )
+
+
+def planned_stages(config: DictConfig) -> tuple[str, ...]:
+    """The stages that are named, and those before them, which they need."""
+    return STAGES[: STAGES.index(config.stages[-1]) + 1]
 
 
 def _check_sizes(config: DictConfig) -> None:

@@ -1,28 +1,38 @@
 """The two tables of a language model: one row a token on the way in, one row a token on the way out.
 
 In: a checkpoint directory (safetensors, no model is built) or a model in memory. Out: `Embeddings`, and the way back
-into a model. Assumed: Llama-like names (`embed_tokens`, `lm_head`), with whatever prefix multimodal models put before
-them; no bias on the head. Rows are raw weights: a model that scales its embeddings (Gemma) does so on its own.
+into a model, or into a copy of the checkpoint. Assumed: Llama-like names (`embed_tokens`, `lm_head`), with whatever
+prefix multimodal models put before them; no bias on the head. Rows are raw weights: a model that scales its embeddings
+(Gemma) does so on its own.
 """
 
 # V vocabulary (rows beyond the tokenizer's ids may follow: padding), D hidden
 
-import json
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from typing_extensions import TypeVar
+
+from lep.shards import (
+    BLOCK_ROWS,
+    StoredTable,
+    Table,
+    blocks,
+    in_memory,
+    read_header,
+    rewrite_checkpoint,
+    rewritten_bytes,
+    tensor_files,
+    write_file,
+)
 
 TABLES_FILE = "embeddings.safetensors"  # tables alone, without the rest of a model: what training leaves
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 INPUT_NAME = re.compile(r"(?:.*\.)?embed_tokens\.weight")
 OUTPUT_NAME = re.compile(r"(?:.*\.)?lm_head\.weight")
 # A row this much shorter than the median row was never moved away from zero.
@@ -31,16 +41,22 @@ ZERO_NORM = 1e-3
 SHORT_NORM, SAME_NORM, SMALLEST_GROUP = 0.5, 0.02, 8
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """Input table [V, D] and output table [V, D]; `output` is None when the model ties it to the input."""
+AnyTable = TypeVar("AnyTable", bound=Table, default=Tensor, covariant=True)
 
-    input: Tensor
-    output: Tensor | None = None
+
+@dataclass(frozen=True)
+class Embeddings(Generic[AnyTable]):
+    """Input table [V, D] and output table [V, D]; `output` is None when the model ties it to the input.
+
+    `Embeddings` are tensors; `Embeddings[Table]` may lie on disk or be computed row by row (`in_memory` reads them).
+    """
+
+    input: AnyTable
+    output: AnyTable | None = None
 
     def __post_init__(self) -> None:
         for name, table in (("input", self.input), ("output", self.output)):
-            if table is not None and (table.ndim != 2 or not table.is_floating_point()):
+            if table is not None and (len(table.shape) != 2 or not table.dtype.is_floating_point):
                 raise ValueError(
                     f"{name} embeddings: shape {tuple(table.shape)}, {table.dtype}; needed are two "
                     "dimensions of floats. Give a checkpoint that is not quantised."
@@ -55,28 +71,32 @@ class Embeddings:
     def tied(self) -> bool:
         return self.output is None
 
-    def map(
-        self, on_input: Callable[[Tensor], Tensor], on_output: Callable[[Tensor], Tensor] | None = None
-    ) -> "Embeddings":
+    def map(self, on_input: Callable[[Any], Any], on_output: Callable[[Any], Any] | None = None) -> "Embeddings[Any]":
         """New tables, each made from its own; `on_output` is `on_input` unless given. Tied tables stay one."""
         return Embeddings(on_input(self.input), None if self.output is None else (on_output or on_input)(self.output))
 
+    def in_memory(self) -> "Embeddings":
+        """The tables as tensors."""
+        return self.map(in_memory)
+
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, whole or not at all."""
-        tables = {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
-        partial = path.with_name(f"{path.name}.partial")
-        save_file({name: table.detach().contiguous().cpu() for name, table in tables.items()}, partial)
-        os.replace(partial, path)
+        """Writes one safetensors file, block of rows by block; whole or not at all."""
+        write_file(path, {"input": self.input} if self.output is None else {"input": self.input, "output": self.output})
 
     @classmethod
     def load(cls, path: Path) -> "Embeddings":
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            if "input" not in names or not names <= {"input", "output"}:
-                raise ValueError(
-                    f"{path} holds {sorted(names)}, not `input` and `output` tables. Give a file of `Embeddings.save`."
-                )
-            return cls(file.get_tensor("input"), file.get_tensor("output") if "output" in names else None)
+        """The tables of a file that `save` wrote, as tensors."""
+        return open_tables(path).in_memory()
+
+
+def open_tables(path: Path) -> Embeddings[StoredTable]:
+    """The tables of a file of `Embeddings.save`, where they lie."""
+    names = {*read_header(path)[0]}
+    if "input" not in names or not names <= {"input", "output"}:
+        raise ValueError(
+            f"{path} holds {sorted(names)}, not `input` and `output` tables. Give a file of `Embeddings.save`."
+        )
+    return Embeddings(StoredTable(path, "input"), StoredTable(path, "output") if "output" in names else None)
 
 
 @dataclass(frozen=True)
@@ -87,35 +107,94 @@ class TablePlaces:
     output: tuple[Path, str] | None
 
 
-def read_embeddings(model_dir: Path) -> Embeddings:
-    """The tables of a checkpoint directory in its own dtype, read without building the model.
+def open_embeddings(model_dir: Path) -> Embeddings[StoredTable]:
+    """The tables of a checkpoint directory where they lie: rows are read when asked for, no model is built.
 
     A directory that holds `embeddings.safetensors` and no model (trained tables) is read as well. ValueError where the
-    tables cannot be told, are tied in the config and yet differ, or carry a bias.
+    tables cannot be told, are tied in the config and yet differ, are quantised, or carry a bias.
     """
     model_dir = Path(model_dir)
     if (model_dir / TABLES_FILE).exists() and not (model_dir / "config.json").exists():
-        return Embeddings.load(model_dir / TABLES_FILE)
+        return open_tables(model_dir / TABLES_FILE)
     places = find_tables(model_dir)
     tied = _tied_by_config(model_dir)
-    table = _read(places.input)
+    table = StoredTable(*places.input)
     if places.output is None and not tied:
         raise ValueError(
             f"{model_dir}: no `lm_head.weight`, though tie_word_embeddings is false. "
             "Complete the checkpoint, or set tie_word_embeddings to true in its config.json."
         )
-    output = None if places.output is None else _read(places.output)
-    if tied and output is not None and not torch.equal(table, output):
+    output = None if places.output is None else StoredTable(*places.output)
+    if tied and output is not None and not _equal(table, output):
         raise ValueError(
-            f"{model_dir}: tie_word_embeddings is true, yet `{places.output[1]}` differs from `{places.input[1]}`. "  # type: ignore[index]
+            f"{model_dir}: tie_word_embeddings is true, yet `{output.name}` differs from `{table.name}`. "
             "Set tie_word_embeddings to false in its config.json if the two tables are meant."
         )
     return Embeddings(table, None if tied else output)
 
 
+def read_embeddings(model_dir: Path) -> Embeddings:
+    """The tables of a checkpoint directory as tensors in its own dtype, under the rules of `open_embeddings`."""
+    return open_embeddings(model_dir).in_memory()
+
+
+def _equal(one: Table, other: Table) -> bool:
+    return one.shape == other.shape and all(
+        torch.equal(left, right) for left, right in zip(blocks(one), blocks(other), strict=True)
+    )
+
+
+def write_tables(
+    source_dir: Path,
+    out_dir: Path,
+    embeddings: Embeddings[Table],
+    *,
+    links: bool = True,
+    advance: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """The safetensors files of a checkpoint with these tables in them, in the dtypes of the checkpoint's own.
+
+    Only the files that hold a table are written, block of rows by block; the others become hard links to the source's
+    (copies where the file system has none, or `links` is off), so neither is to be changed in place afterwards. A head
+    that is stored though tied is left out. The configs, whose vocabulary size changes, are the caller's work, and
+    `out_dir` is to be empty. `advance` is told the bytes written. ValueError where tables do not fit the checkpoint.
+    """
+    source_dir, out_dir = Path(source_dir), Path(out_dir)
+    places, stored = find_tables(source_dir), open_embeddings(source_dir)
+    _check_fit(stored.tied, stored.input.shape[1], embeddings)
+    replaced: dict[str, Table] = {places.input[1]: embeddings.input}
+    dropped = []
+    if embeddings.output is not None and places.output is not None:
+        replaced[places.output[1]] = embeddings.output
+    elif places.output is not None:
+        dropped.append(places.output[1])
+    rewrite_checkpoint(source_dir, out_dir, replaced, dropped=dropped, links=links, advance=advance)
+
+
+def written_bytes(source_dir: Path, rows: int) -> int:
+    """Bytes of tensors that `write_tables` writes for tables of so many rows; linked files take nothing."""
+    places = find_tables(Path(source_dir))
+    found = [place for place in (places.input, places.output) if place is not None]
+    replaced = {name: torch.empty(rows, StoredTable(path, name).shape[1], device="meta") for path, name in found}
+    return sum(rewritten_bytes(path, replaced) for path in {path for path, _ in found})
+
+
+def _check_fit(tied: bool, hidden: int, embeddings: Embeddings[Table]) -> None:
+    if embeddings.tied != tied:
+        has, gets = ("tied", "untied") if tied else ("untied", "tied")
+        raise ValueError(
+            f"the model's tables are {has}, the given ones {gets}. Use tables of a model of the same family."
+        )
+    if embeddings.input.shape[1] != hidden:
+        raise ValueError(
+            f"embeddings have hidden size {embeddings.input.shape[1]}, the model {hidden}. "
+            "Use tables of a model of the same size."
+        )
+
+
 def find_tables(model_dir: Path) -> TablePlaces:
     """Files and names of the tables among the shards of a checkpoint."""
-    files = _tensor_files(Path(model_dir))
+    files = tensor_files(Path(model_dir))
     biases = [name for name in files if name.endswith("lm_head.bias")]
     if biases:
         raise ValueError(
@@ -132,32 +211,7 @@ def find_tables(model_dir: Path) -> TablePlaces:
     return TablePlaces((files[input_name], input_name), output)
 
 
-def _tensor_files(model_dir: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index of the shards or from the single file."""
-    if (model_dir / INDEX_FILE).exists():
-        weight_map = json.loads((model_dir / INDEX_FILE).read_text())["weight_map"]
-        files = {name: model_dir / file for name, file in weight_map.items()}
-        missing = sorted({path.name for path in files.values() if not path.exists()})
-        if missing:
-            raise ValueError(
-                f"{model_dir}: its index names {missing}, which are not there. Download the checkpoint whole."
-            )
-        return files
-    if (model_dir / SINGLE_FILE).exists():
-        with safe_open(model_dir / SINGLE_FILE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), model_dir / SINGLE_FILE)
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in model_dir.glob(pattern))
-    if pickles:
-        raise ValueError(
-            f"{model_dir}: weights are pickles ({pickles[0]}), which can run code when opened. Convert them once: "
-            "AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir) writes safetensors."
-        )
-    raise ValueError(
-        f"{model_dir}: neither {SINGLE_FILE} nor {INDEX_FILE} is there. Give the directory of a checkpoint."
-    )
-
-
-def _only_name(files: dict[str, Path], pattern: re.Pattern[str], model_dir: Path) -> str | None:
+def _only_name(files: Mapping[str, Path], pattern: re.Pattern[str], model_dir: Path) -> str | None:
     """The one matching tensor; of several, the one of the language model."""
     names = [name for name in files if pattern.fullmatch(name)]
     if len(names) > 1:
@@ -177,12 +231,6 @@ def _tied_by_config(model_dir: Path) -> bool:
     return bool(AutoConfig.from_pretrained(model_dir).tie_word_embeddings)
 
 
-def _read(place: tuple[Path, str]) -> Tensor:
-    path, name = place
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
-
-
 def embeddings_of(model: PreTrainedModel) -> Embeddings:
     """A copy of the model's tables as they are now, in their dtype and on their device."""
     table, head = _table_modules(model)
@@ -197,16 +245,7 @@ def set_embeddings_(model: PreTrainedModel, embeddings: Embeddings, *, dtype: to
     parameters: make optimizers afterwards. No other weight is touched. ValueError where hidden size or tying differ.
     """
     table, head = _table_modules(model)
-    if embeddings.tied != (head is None):
-        has, gets = ("tied", "untied") if head is None else ("untied", "tied")
-        raise ValueError(
-            f"the model's tables are {has}, the given ones {gets}. Use tables of a model of the same family."
-        )
-    if embeddings.input.shape[1] != table.weight.shape[1]:
-        raise ValueError(
-            f"embeddings have hidden size {embeddings.input.shape[1]}, the model {table.weight.shape[1]}. "
-            "Use tables of a model of the same size."
-        )
+    _check_fit(head is None, table.weight.shape[1], embeddings)
     rows = embeddings.input.shape[0]
     table.weight, table.num_embeddings = _parameter(embeddings.input, table.weight, dtype), rows
     # Only stops the gradient of one id, and that id is another token in the new vocabulary.
@@ -247,14 +286,25 @@ def _set_vocab_size_(model: PreTrainedModel, rows: int) -> None:
             owner.vocab_size = rows  # type: ignore[union-attr]
 
 
-def untrained_rows(table: Tensor) -> Tensor:
-    """Marks the rows that training never reached, [V] bool: reserved tokens, padding.
+def row_norms(table: Table, *, rows: int | None = None) -> Tensor:
+    """Lengths of the first `rows` rows (all without), [V] float64 from float32 sums (float64 of a float64 table)."""
+    stop = table.shape[0] if rows is None else rows
+    starts = range(0, stop, BLOCK_ROWS)
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    norms = [
+        table[start : min(start + BLOCK_ROWS, stop)].detach().to("cpu", dtype).norm(dim=1).double() for start in starts
+    ]
+    return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
+
+
+def untrained_rows(table: Table, *, rows: int | None = None) -> Tensor:
+    """Marks the rows that training never reached, [V] bool: reserved tokens, padding. `rows`: only the first so many.
 
     Two signs, both from row lengths against the median: next to nothing (below 1/1,000); or short (below 1/2) and all
     of one length (within 2 %, most of the short rows, at least 8), as random rows are before training pulls them apart.
     Rows that hide among trained ones of the same length are not found.
     """
-    norms = torch.cat([block.to("cpu", torch.float64).norm(dim=1) for block in table.detach().split(8192)])
+    norms = row_norms(table, rows=rows)
     median = norms.median()
     untrained = norms <= ZERO_NORM * median
     short = (norms < SHORT_NORM * median) & ~untrained

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from lep.results import Result, Row, Score
@@ -37,6 +38,17 @@ DIAGNOSTICS = {
     "relative_addition": "size of what is added",
     "kept_rows": "rows kept from instruct",
 }
+VOCABULARY_COSTS = {
+    "characters_per_token": "characters a token",
+    "characters_per_pre_token": "the most that any vocabulary could reach",
+    "tokens_per_word": "tokens a word",
+    "pre_tokens_per_word": "the fewest, by the pre-tokenizer",
+}
+VOCABULARY_GUARANTEES = {
+    "unreachable_tokens": "tokens that no text gives",
+    "unicode_characters_lost": "Unicode characters that do not come back",
+    "digits_per_token": "digits a token, at most",
+}
 END_OF_TURN = {
     "won_in_original": "wins in the original",
     "won_before": "wins after propagation",
@@ -47,6 +59,7 @@ END_OF_TURN = {
 }
 # Of the drawing, in its own units; it is scaled to the page.
 CHART_WIDTH, CHART_HEIGHT = 640, 260
+SMALLEST_SPAN = 1e-290
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 
 
@@ -73,6 +86,78 @@ def terminal_table(result: Result) -> Table:
                 end_section=language == spoken[-1],
             )
     return table
+
+
+def vocabulary_tables(result: Result) -> Group:
+    """Tables for a terminal: the vocabularies with what they guarantee, and characters a token by domain."""
+    facts = vocabulary_facts(result.tokenizer)
+    tables = [_terminal_columns("Vocabulary, on held-out text", facts["names"], facts["lines"])]
+    if facts["domains"]:
+        tables.append(_terminal_columns("Characters a token by source", facts["names"], facts["domains"]))
+    return Group(*(part for table in tables for part in (table, "")), *(f"{line}." for line in facts["sentences"]))
+
+
+def _terminal_columns(title: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")  # on a narrow terminal the labels break, never a number
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True, min_width=7)
+    for label, values in lines:
+        table.add_row(label, *values)
+    return table
+
+
+def vocabulary_facts(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """result.tokenizer as columns of vocabularies: their names, lines of (label, values), lines by domain, sentences.
+
+    Keys read: "before", "after", "others" (name -> report), "operator", "change", "made".
+    """
+    if not (tokenizer.get("before") and tokenizer.get("after")):
+        return {"names": [], "lines": [], "domains": [], "sentences": []}
+    columns = {"before": tokenizer["before"], "after": tokenizer["after"], **tokenizer.get("others", {})}
+    reports = list(columns.values())
+    spoken = [language for language in reports[0]["languages"] if all(language in r["languages"] for r in reports)]
+    lines = [("tokens", [number(report["size"]) for report in reports])]
+    for key, label in VOCABULARY_COSTS.items():
+        for language in spoken:
+            values = [report["languages"][language].get(key) for report in reports]
+            if None not in values:
+                lines.append((f"{label}, {language_name(language)}", [f"{value:.2f}" for value in values]))
+    lines.append(("share of the vocabulary used, %", [percent(report["share_used"]) for report in reports]))
+    for key, label in VOCABULARY_GUARANTEES.items():
+        if all(key in report for report in reports):
+            lines.append((label, [number(report[key]) for report in reports]))
+    domains = list(dict.fromkeys(name for report in reports for name in report.get("domains", {})))
+    return {
+        "names": list(columns),
+        "lines": lines,
+        # One source alone says what the languages have said.
+        "domains": [
+            (name, [f"{report['domains'][name]['characters_per_token']:.2f}" for report in reports]) for name in domains
+        ]
+        if len(domains) > 1
+        else [],
+        "sentences": _vocabulary_sentences(tokenizer),
+    }
+
+
+def _vocabulary_sentences(tokenizer: Mapping[str, Any]) -> list[str]:
+    """What became of the old tokens, where the rows of the new ones come from, and how these were made."""
+    sentences = []
+    if change := tokenizer.get("change"):
+        sentences.append(
+            f"Of {number(change['old_tokens'])} old tokens, {number(change['kept_tokens'])} are kept, "
+            f"{number(change['kept_ids'])} under their old ids"
+        )
+    if operator := tokenizer.get("operator"):
+        sentences.append(
+            f"Rows of T: {number(operator['exact'])} tokens are old tokens, {number(operator['composed'])} composed of "
+            f"them, {number(operator['special'])} are special or stand for nothing; together they draw on "
+            f"{number(operator['distinct_old_rows'])} of {number(operator['old_tokens'])} old rows"
+        )
+    if made := tokenizer.get("made"):
+        sentences.append("Made: " + ", ".join(f"{name} {value}" for name, value in facts(made)))
+    return sentences
 
 
 def write_report(result: Result, path: Path, *, configuration: str = "") -> None:
@@ -102,11 +187,13 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         charts=_charts(result.training.get("curve", [])),
         stops=_stops(result.rows),
         stop_names=STOPS,
+        vocabulary=vocabulary_facts(result.tokenizer),
         diagnostics=_diagnostics(result.propagation),
         turn_ends=_turn_ends(result.propagation),
         facts={
             "Corpus": facts(result.corpus),
             "Training": facts({k: v for k, v in result.training.items() if k != "curve"}),
+            "Exports": facts({name: of["export"] for name, of in result.propagation.items() if "export" in of}),
             "Artifacts": facts(result.artifacts),
             "Time and memory": facts(result.timings),
             "Environment": facts(result.environment),
@@ -359,7 +446,9 @@ def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -
 
 def _round_ticks(low: float, high: float, count: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten from at most `low` to at least `high`, about `count` of them."""
-    span = high - low or abs(high) or 1.0
+    span = high - low or abs(high)
+    if span < SMALLEST_SPAN:  # nothing to divide: ticks of a drawing are not that fine
+        span = 1.0
     power = 10 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -16,12 +17,13 @@ from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
 from lep import checkpoints, stages, terminal
-from lep.config import check, choices, write_once
+from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
-from lep.embeddings import Embeddings, read_embeddings
+from lep.embeddings import Embeddings, open_embeddings
 from lep.loggers import close, log_result, make_loggers
 from lep.report import write_report
 from lep.results import Result, read_result, write_result
+from lep.shards import Table
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
@@ -33,14 +35,24 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     What was made before, by this run or another, comes from the store. Later stages than `config.stages` are left out.
     """
     torch.manual_seed(config.seed)
-    asked, seconds, judged = config.stages, dict[str, float](), list[stages.Judged]()
+    asked, seconds, judged = planned_stages(config), dict[str, float](), list[stages.Judged]()
+    vocabularies: dict[str, Any] = {}
+    history: list[dict[str, float]] = []
     plan = stages.make_plan(config)
     terminal.show_plan(plan, run_dir)
     loggers = make_loggers(config, run_dir)
 
+    def conclude() -> Result:
+        result = stages.collect(plan, run_dir, chosen, judged, history, corpus, vocabularies, seconds)
+        log_result(loggers, result, plan)
+        close(loggers)
+        return result
+
     with timed(seconds, "corpus"):
         corpus = stages.make_corpus(plan)
-        held_out = PreparedCorpus(corpus.path).all_held_out()
+        held_out = PreparedCorpus(corpus.path).all_held_out(config.measured_characters)
+    if "tokenizer" not in asked:
+        return conclude()
 
     with timed(seconds, "tokenizer"):
         tokenizer_dir = (
@@ -48,31 +60,29 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
         )
         tokenizer = checkpoints.load_tokenizer(tokenizer_dir, key="adapted")
         operator = stages.make_operator(plan, tokenizer)
+        vocabularies = stages.describe_vocabularies(plan, corpus, tokenizer, operator)
+    if "training" not in asked:
+        return conclude()
 
     with timed(seconds, "initialisation"):
-        base = read_embeddings(plan.base_dir)
+        base = open_embeddings(plan.base_dir)
         initial = stages.initialise(config, base, operator)
 
-    def evaluate(adapted: Embeddings) -> None:
+    def evaluate(adapted: Embeddings[Table]) -> None:
         """Propagate by every rule and benchmark each."""
         if "propagation" in asked:
             with timed(seconds, "propagation and benchmark"):
                 judge = stages.make_judge(plan, base, operator, tokenizer, held_out)
                 judged.extend(stages.judge_all(judge, plan, run_dir, initial=initial, adapted=adapted))
 
-    history: list[dict[str, float]] = []
     if config.adapted:
-        evaluate(read_embeddings(tokenizer_dir))
-    elif "training" in asked:
+        evaluate(open_embeddings(tokenizer_dir))
+    else:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
+            start = stages.Adaptation(initial.in_memory(), tokenizer, blocks, held_out)
             history = stages.train(plan, run_dir, start, loggers, evaluate)
-
-    result = stages.collect(plan, run_dir, chosen, judged, history, corpus, tokenizer, held_out, seconds)
-    log_result(loggers, result, plan)
-    close(loggers)
-    return result
+    return conclude()
 
 
 @contextmanager

@@ -29,12 +29,15 @@ from lep.benchmark.asking import Ranks
 from lep.benchmark.records import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
-from lep.config import build, check_context, plain, trained_rows, variant_name
-from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare
-from lep.embeddings import TABLES_FILE, Embeddings, read_embeddings, set_embeddings_
+from lep.config import build, check_context, plain, planned_stages, trained_rows, variant_name
+from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
+from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
+from lep.memory import propagation_bytes
+from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
-from lep.tokenizers.report import segmentations, vocabulary_report
+from lep.shards import Table, tensor_files
+from lep.tokenizers.report import compare_vocabularies, vocabulary_change
 from lep.training import (
     BenchmarkWhileTraining,
     EmbeddingTraining,
@@ -44,12 +47,13 @@ from lep.training import (
     held_out_windows,
 )
 from lep.training.module import STATE_KEY
-from lep.vocabulary import SubtokenOperator, read_vocabulary, subtoken_operator
+from lep.vocabulary import SubtokenOperator, kept_ids, read_vocabulary, subtoken_operator
 
 HeldOutTexts = Mapping[str, list[str]]
 
 # Characters of a window when bits per byte are measured: fits the 256 positions of the tiny pair in any vocabulary.
 BITS_CONTEXT = 240
+SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 OPERATOR_FILE = "operator.safetensors"
 HISTORY_FILE = "history.json"
 
@@ -73,12 +77,18 @@ class Plan:
 
     config: DictConfig
     store: Store
-    base_dir: Path
+    base: Path | None  # None where only the corpus is asked for
     instruct_dir: Path | None
     base_fingerprint: dict[str, str]
     instruct_fingerprint: dict[str, str] | None
     adapted_fingerprint: dict[str, str] | None
+    compared: Mapping[str, Path]  # tokenizers to compare with, by name
     stages: Mapping[str, Stage]
+
+    @property
+    def base_dir(self) -> Path:
+        assert self.base is not None, "no stage that needs a model was planned"
+        return self.base
 
     def cached(self, stage: str) -> bool:
         found = self.stages[stage]
@@ -91,17 +101,7 @@ class Plan:
 
 def make_plan(config: DictConfig) -> Plan:
     """Find the models and name every stage by what it is made from. Errors of the config show here, before any work."""
-    base_dir = checkpoints.resolve(config.model.base, config.model.base_revision, key="model.base")
-    instruct_dir = None
-    if config.model.instruct and "propagation" in config.stages:
-        instruct_dir = checkpoints.resolve(config.model.instruct, config.model.instruct_revision, key="model.instruct")
-        check_siblings(
-            checkpoints.load_tokenizer(base_dir, key="model.base"),
-            checkpoints.load_tokenizer(instruct_dir, key="model.instruct"),
-        )
-    check_context(config.training.block_size, checkpoints.context_length(base_dir))
-    base = checkpoints.fingerprint(base_dir)
-    base_tokenizer = {name: digest for name, digest in base.items() if "token" in name or name.endswith(".model")}
+    planned = planned_stages(config)
     source = build(config.corpus.source)
     corpus = Stage(
         "corpus",
@@ -112,6 +112,26 @@ def make_plan(config: DictConfig) -> Plan:
             "held_out": plain(config.corpus.held_out),
         },
     )
+    store = Store(Path(config.artifacts_dir))
+    if "tokenizer" not in planned:
+        return Plan(config, store, None, None, {}, None, None, {}, {"corpus": corpus})
+    find = checkpoints.resolve if "training" in planned else checkpoints.resolve_tokenizer
+    base_dir = find(config.model.base, config.model.base_revision, key="model.base")
+    instruct_dir = None
+    if config.model.instruct and "propagation" in planned:
+        instruct_dir = checkpoints.resolve(config.model.instruct, config.model.instruct_revision, key="model.instruct")
+        check_siblings(
+            checkpoints.load_tokenizer(base_dir, key="model.base"),
+            checkpoints.load_tokenizer(instruct_dir, key="model.instruct"),
+        )
+    if "training" in planned:
+        check_context(config.training.block_size, checkpoints.context_length(base_dir))
+    compared = {
+        str(name): checkpoints.resolve_tokenizer(reference, None, key=f"compare_tokenizers.{name}")
+        for name, reference in (config.compare_tokenizers or {}).items()
+    }
+    base = checkpoints.fingerprint(base_dir)
+    base_tokenizer = tokenizer_files(base)
     named = f"{config.model.name}-{variant_name(config)}"
     tokenizer = Stage(
         "tokenizer", named, {"base": base_tokenizer, "variant": plain(config.tokenizer), "corpus": corpus.key}
@@ -119,6 +139,10 @@ def make_plan(config: DictConfig) -> Plan:
     adapted_dir = checkpoints.fingerprint(checkpoints.resolve_adapted(config.adapted)) if config.adapted else None
     made = {"adapted": adapted_dir} if adapted_dir else {"tokenizer": tokenizer.key}
     operator = Stage("operator", named, {"base": base_tokenizer, **made})
+    compared_files = {name: tokenizer_files(checkpoints.fingerprint(path)) for name, path in compared.items()}
+    vocabularies = Stage(
+        "vocabularies", named, {"operator": operator.key, "corpus": corpus.key, "compared": compared_files}
+    )
     training = {key: value for key, value in plain(config.training).items() if key != "checkpoint_every_steps"}
     packed = Stage(
         "packed",
@@ -139,12 +163,18 @@ def make_plan(config: DictConfig) -> Plan:
             "init": plain(config.init),
             "training": training | {"rows": trained_rows(config)},
             "seed": config.seed,
+            "measured": config.measured_characters,
             "trainer": {key: value for key, value in plain(config.trainer).items() if key != "enable_progress_bar"},
         },
     )
-    stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, packed, adapted)}
+    stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
-    return Plan(config, Store(Path(config.artifacts_dir)), base_dir, instruct_dir, base, instruct, adapted_dir, stages)
+    return Plan(config, store, base_dir, instruct_dir, base, instruct, adapted_dir, compared, stages)
+
+
+def tokenizer_files(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """Of a directory's fingerprint, what its tokenizer is read from."""
+    return {name: digest for name, digest in fingerprint.items() if "token" in name or name.endswith(".model")}
 
 
 def make_corpus(plan: Plan) -> Artifact:
@@ -162,27 +192,21 @@ def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
 
     def into(out: Path) -> dict[str, Any]:
         base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
-        variant, texts = build(plan.config.tokenizer), PreparedCorpus(corpus.path).train_texts()
-        tokenizer = variant(base) if variant_name(plan.config) == "original" else variant(base, texts)
+        variant, facts = build(plan.config.tokenizer), dict[str, Any]()
+        if variant_name(plan.config) == "original":
+            tokenizer = variant(base)
+        else:
+            prepared = PreparedCorpus(corpus.path)
+            documents = sum(counted["train"]["documents"] for counted in prepared.counts["languages"].values())
+            name = variant_name(plan.config)
+            with reading_progress(
+                prepared.train_texts(), total=documents, reading=f"{name}: reading", then=f"{name}: learning the tokens"
+            ) as texts:
+                tokenizer = variant(base, texts, facts=facts)
         tokenizer.save_pretrained(out)
-        return {}
+        return facts
 
     return plan.make("tokenizer", into)
-
-
-def describe_vocabularies(
-    before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, held_out: HeldOutTexts
-) -> dict[str, Any]:
-    """Both vocabularies on the same held-out text, and the same sentence as each of them cuts it."""
-    sentences = {language: texts[0].split("\n")[0][:160] for language, texts in held_out.items() if texts}
-    return {
-        "before": vocabulary_report(before, held_out),
-        "after": vocabulary_report(after, held_out),
-        "examples": [
-            {"language": language, "before": segmentations(before, text), "after": segmentations(after, text)}
-            for language, text in sentences.items()
-        ],
-    }
 
 
 def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOperator:
@@ -190,14 +214,31 @@ def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOpe
         base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
         operator = subtoken_operator(tokenizer, base)
         operator.save(out / OPERATOR_FILE)
-        return {
-            "tokens": len(operator.exact),
-            "exact": int(operator.exact.sum()),
-            "special": int(operator.special.sum()),
-            "distinct_old_rows": int(len(np.unique(operator.weights.indices))),
-        }
+        return operator.summary()
 
     return SubtokenOperator.load(plan.make("operator", into).path / OPERATOR_FILE)
+
+
+def describe_vocabularies(
+    plan: Plan, corpus: Artifact, tokenizer: PreTrainedTokenizerFast, operator: SubtokenOperator
+) -> dict[str, Any]:
+    """What the new vocabulary does to held-out text, beside the old one and those it is compared with."""
+
+    def into(out: Path) -> dict[str, Any]:
+        base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
+        others = {
+            name: checkpoints.load_tokenizer(path, key=f"compare_tokenizers.{name}")
+            for name, path in plan.compared.items()
+        }
+        texts = PreparedCorpus(corpus.path).held_out_by_source()
+        return {
+            **compare_vocabularies({"before": base, "after": tokenizer} | others, texts),
+            "change": vocabulary_change(base, tokenizer),
+            "operator": operator.summary(),
+        }
+
+    made = {} if plan.config.adapted else make_tokenizer(plan, corpus).facts
+    return {**plan.make("vocabularies", into).facts, "made": made}
 
 
 def make_packed(plan: Plan, corpus: Artifact, tokenizer_dir: Path) -> PackedBlocks:
@@ -211,8 +252,8 @@ def make_packed(plan: Plan, corpus: Artifact, tokenizer_dir: Path) -> PackedBloc
     return PackedBlocks(artifact.path)
 
 
-def initialise(config: DictConfig, base: Embeddings, operator: SubtokenOperator) -> Embeddings:
-    """The new tables before training, each by its own rule, in float32."""
+def initialise(config: DictConfig, base: Embeddings[Table], operator: SubtokenOperator) -> Embeddings[Table]:
+    """The new tables before training, each by its own rule, in float32; read row by row if the rule can."""
     generator = torch.Generator().manual_seed(config.seed)
     on_input, on_output = build(config.init.input), build(config.init.output)
     if base.tied and plain(config.init.input) != plain(config.init.output):
@@ -332,8 +373,12 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
     """The module that moves the tables, and its data."""
     settings, tokenizer = plan.config.training, start.tokenizer
     rows = trained_rows(plan.config)
-    base_size = len(read_vocabulary(checkpoints.load_tokenizer(plan.base_dir, key="model.base")))
-    specials = sorted(read_vocabulary(tokenizer).specials) if settings.freeze_special_tokens else []
+    vocabulary = read_vocabulary(tokenizer)
+    specials = vocabulary.specials if settings.freeze_special_tokens else ()
+    # Under Extension new tokens may have the ids of dropped ones, with old tokens between them.
+    kept = kept_ids(read_vocabulary(checkpoints.load_tokenizer(plan.base_dir, key="model.base")), vocabulary)
+    first_new = min(set(range(len(vocabulary))) - kept, default=len(vocabulary))
+    frozen = sorted(row for row in kept | {*specials} if row >= first_new) if rows == "new" else sorted(specials)
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
@@ -345,8 +390,8 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
         final_learning_rate=settings.final_learning_rate,
         rows=rows,
         body_dtype=settings.body_dtype,
-        first_new_row=base_size if rows == "new" else None,
-        frozen_rows=[row for row in specials if rows == "all" or row >= base_size],
+        first_new_row=first_new if rows == "new" else None,
+        frozen_rows=frozen,
     )
     before_text = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     windows = {
@@ -380,14 +425,20 @@ def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]
 
 
 def make_judge(
-    plan: Plan, base: Embeddings, operator: SubtokenOperator, tokenizer: PreTrainedTokenizerFast, held_out: HeldOutTexts
+    plan: Plan,
+    base: Embeddings[Table],
+    operator: SubtokenOperator,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: HeldOutTexts,
 ) -> Judge:
     """What carries tables into the instruct model and benchmarks them."""
     assert plan.instruct_dir is not None, "checked before any work"
     config = plan.config
     instruct_tokenizer = checkpoints.load_tokenizer(plan.instruct_dir, key="model.instruct")
     chatting, _ = result_tokenizer(tokenizer, instruct_tokenizer)
-    suites = {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in config.stages else {}
+    suites = (
+        {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in planned_stages(config) else {}
+    )
     return Judge(
         store=plan.store,
         instruct_dir=plan.instruct_dir,
@@ -403,26 +454,67 @@ def make_judge(
             "instruct": plan.instruct_fingerprint,
             "suites": {name: plain(config.benchmark[name]) for name in suites},
             "held_out": plan.stages["corpus"].key,
+            "measured": config.measured_characters,
             "context": BITS_CONTEXT,
         },
         device=device_of(config),
         recipe=plain(config),
+        pad_to=config.export_pad_to,
     )
 
 
-def judge_all(judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings, adapted: Embeddings) -> Iterator[Judged]:
-    """The untouched instruct model, the tables before training, and the adapted tables by every rule."""
+def judge_all(
+    judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings[Table], adapted: Embeddings[Table]
+) -> Iterator[Judged]:
+    """The untouched instruct model, the tables before training, and the adapted tables by every rule.
+
+    Where no model is to be in memory (`from_files`), only the tables are carried: by the rules that are exported, by
+    all if none is.
+    """
     config = plan.config
     made_from = {"base": plan.base_fingerprint, "operator": plan.stages["operator"].key}
     started_from = {**made_from, "init": plain(config.init), "seed": config.seed}
     tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
-    yield judge.judge(Candidate(ORIGINAL, None, None, {}))
-    if not config.adapted:
+    streamed = from_files(plan)
+    if not streamed:
+        yield judge.judge(Candidate(ORIGINAL, None, None, {}))
+    if not streamed and not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
         export_dir = run_dir / "models" / str(name) if name in config.export else None
         candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
-        yield judge.judge(candidate, export_dir=export_dir)
+        if not streamed:
+            yield judge.judge(candidate, export_dir=export_dir)
+        elif export_dir is not None or not config.export:
+            yield judge.carry(candidate, export_dir=export_dir)
+
+
+def from_files(plan: Plan) -> bool:
+    """Whether tables go from files to files and no instruct model is loaded.
+
+    A benchmark needs the model, and so does the repair of the end-of-turn token (`repair_end_of_turn`: true, false, or
+    auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
+    """
+    config = plan.config
+    if plan.instruct_dir is None or (config.benchmark and "benchmark" in config.stages):
+        return False
+    if config.repair_end_of_turn != "auto":
+        return not config.repair_end_of_turn
+    return sum(path.stat().st_size for path in {*tensor_files(plan.instruct_dir).values()}) > SMALL_MODEL_BYTES
+
+
+def needs(plan: Plan) -> tuple[int, int] | None:
+    """(bytes of memory, bytes of disk) that carrying tables takes, known before it starts; None where models load."""
+    config = plan.config
+    if plan.instruct_dir is None or not config.adapted or not from_files(plan):
+        return None
+    rows, hidden = open_embeddings(checkpoints.resolve_adapted(config.adapted)).input.shape
+    memory = propagation_bytes(hidden, chunk_rows=CHUNK_ROWS)
+    instruct = open_embeddings(plan.instruct_dir)
+    table_bytes = (1 if instruct.tied else 2) * rows * hidden * instruct.input.dtype.itemsize
+    each = written_bytes(plan.instruct_dir, rows)
+    # One rule's tables lie on disk beside its model while that is written.
+    return memory, len(config.export) * each + (table_bytes if config.export else 0)
 
 
 def collect(
@@ -432,23 +524,21 @@ def collect(
     judged: list[Judged],
     history: list[dict[str, float]],
     corpus: Artifact,
-    tokenizer: PreTrainedTokenizerFast,
-    held_out: HeldOutTexts,
+    vocabularies: dict[str, Any],
     seconds: dict[str, float],
 ) -> Result:
     """Everything the run found, as one record; answers are written beside it, one file a model."""
-    for found in judged:
+    for found in (found for found in judged if found.records):
         write_records(run_dir / "answers" / f"{found.row.name}.jsonl", found.records)
-    base_tokenizer = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
     config = plan.config
     return Result(
         study=config.study,
         run=run_dir.name,
         choices=chosen,
         seed=config.seed,
-        rows=[found.row for found in judged],
+        rows=[found.row for found in judged if found.row.scores or found.row.bits_per_byte],
         corpus=corpus.facts,
-        tokenizer=describe_vocabularies(base_tokenizer, tokenizer, held_out),
+        tokenizer=vocabularies,
         training=describe_training(history, config),
         propagation={found.row.name: found.diagnostics for found in judged if found.diagnostics},
         comparisons=compare({found.row.name: found.records for found in judged}, baselines=(ORIGINAL, UNTRAINED)),

@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from lep.config import trained_rows, variant_name
-from lep.report import terminal_table
+from lep.callbacks import NOT_REPAIRED
+from lep.config import planned_stages, trained_rows, variant_name
+from lep.report import terminal_table, vocabulary_tables
 from lep.results import Result
-from lep.stages import Plan, is_leader
+from lep.stages import Plan, is_leader, needs
 
 # Of the processes that torchrun starts, the first speaks for all.
 console = Console(quiet=not is_leader())
@@ -35,8 +36,12 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
     config = plan.config
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for stage, what in _sizes(config).items():
-        if stage in config.stages:
+        if stage in planned_stages(config):
             table.add_row(f"[bold]{stage}[/]", escape(what), _state(plan, stage))
+    found = needs(plan)
+    if found is not None:
+        memory, disk = found
+        table.add_row("[bold]needs[/]", f"about {memory / 1e9:.1f} GB of memory, {disk / 1e9:.1f} GB of disk", "")
     title = f"lep  {config.model.name} · {variant_name(config)} · seed {config.seed}"
     console.print(Panel(table, title=title, subtitle=escape(str(run_dir)), title_align="left", subtitle_align="left"))
 
@@ -45,7 +50,8 @@ def _sizes(config: DictConfig) -> dict[str, str]:
     training, name = config.training, variant_name(config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1) * processes
-    variant = ", ".join(f"{key} {value}" for key, value in config.tokenizer.items() if not str(key).startswith("_"))
+    given = [(key, value) for key, value in config.tokenizer.items() if not str(key).startswith("_") and value]
+    variant = ", ".join(f"{key} {value}" for key, value in given)
     return {
         "corpus": config.corpus.name,
         "tokenizer": str(config.adapted or (f"{name} ({variant})" if variant else name)),
@@ -71,33 +77,22 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     if result.rows:
         console.print(terminal_table(result))
     elif result.tokenizer:
-        console.print(_vocabulary_table(result))
+        console.print(vocabulary_tables(result))
     for name in config.export:
         say(f"model     {run_dir / 'models' / name}")
+    for name, found in result.propagation.items():
+        if found.get("end of turn", {}).get("unchanged_because") == NOT_REPAIRED:
+            say(f"note      {name}: the end-of-turn token was not repaired: {NOT_REPAIRED}")
     kept = [name for name in ("config.yaml", "metrics.csv", "answers", "result.json") if (run_dir / name).exists()]
     say(f"saved     {run_dir}/  ({', '.join(kept)})")
     say(f"page      {run_dir / 'report.html'}")
     say(f"next      {_next_command(config)}")
 
 
-def _vocabulary_table(result: Result) -> Table:
-    table = Table("vocabulary", "tokens", "language", "characters a token", "tokens a word", "unreachable")
-    for name in ("before", "after"):
-        facts = result.tokenizer[name]
-        for language, cost in facts["languages"].items():
-            table.add_row(
-                name,
-                f"{facts['size']:,}",
-                language,
-                f"{cost['characters_per_token']:.2f}",
-                f"{cost['tokens_per_word']:.2f}",
-                str(facts["unreachable_tokens"]),
-            )
-    return table
-
-
 def _next_command(config: DictConfig) -> str:
-    if "benchmark" not in config.stages:
+    if planned_stages(config)[-1] == "corpus":
+        return "the same command with stages=[tokenizer]: what a new vocabulary does to this text"
+    if "benchmark" not in planned_stages(config):
         return "lep  (without stages=...: train, propagate, benchmark)"
     if config.model.name == "tiny" and not config.export:
         return "lep -m tokenizer=bpe,unigram,extension,optimization"

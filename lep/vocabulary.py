@@ -10,6 +10,7 @@ halves of a letter, newlines, leading spaces and runs of spaces stay apart.
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +25,12 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lep.shards import ComputedTable, Table, take
+
 Alphabet = Literal["byte_level", "metaspace"]
 MARK = "\u2581"  # the metaspace, SentencePiece's visible space
 ROLES = ("unk", "pad", "eos", "bos")  # in the order in which they stand in for an id that stands for nothing
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-ROWS_AT_ONCE = 8192  # of U in `apply`: 8,192 x 4,096 float32 is 128 MiB
 
 
 def _byte_glyphs() -> str:
@@ -141,6 +143,19 @@ def merge_pairs(model: dict[str, Any]) -> list[tuple[str, str]]:
     return [tuple(m.split(" ", 1)) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]  # type: ignore[misc]
 
 
+def remap_post_processor(node: dict[str, Any] | None, ids: Mapping[str, int]) -> None:
+    """Puts new ids of the named tokens into a post-processor, in place (TemplateProcessing, Bert, Roberta)."""
+    if node is None:
+        return
+    for child in node.get("processors", []):
+        remap_post_processor(child, ids)
+    for entry in node.get("special_tokens", {}).values():
+        entry["ids"] = [ids[token] for token in entry["tokens"]]
+    for side in ("sep", "cls"):
+        if side in node:
+            node[side] = [node[side][0], ids[node[side][0]]]
+
+
 def _producible(model: dict[str, Any]) -> set[str]:
     """Pieces that the model itself can give on some text: what tells a mark beside the vocabulary from a word in it."""
     if model["type"] == "Unigram":
@@ -179,6 +194,12 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary(tokens, specials, roles, tuple(pieces), byte_ids, alphabet)
 
 
+def kept_ids(before: Vocabulary, after: Vocabulary) -> set[int]:
+    """Ids that stand in both vocabularies for the same token, or for nothing in both."""
+    pairs = zip(before.pieces, after.pieces, strict=False)
+    return {i for i, (old, new) in enumerate(pairs) if old == new}
+
+
 def _bytes_of(piece: str, alphabet: Alphabet, is_byte_piece: bool) -> bytes:
     if alphabet == "byte_level":
         return from_glyphs(piece)
@@ -203,26 +224,45 @@ class SubtokenOperator:
         new_ids = np.flatnonzero(self.exact)
         return new_ids, self.weights.indices[self.weights.indptr[new_ids]].astype(np.int64)
 
-    def apply(self, table: Tensor) -> Tensor:
+    def apply(self, table: Table) -> ComputedTable:
         """`T E`: the rows of the new vocabulary, [U, D] float32, from a table [>= V, D] of any dtype.
 
-        Streamed over blocks of new rows; only the base rows a block needs are ever widened to float32. Rows of
-        the table beyond the tokenizer's vocabulary (padding) are not read.
+        Rows are computed when asked for; only the base rows that they need are read and widened. Rows of the table
+        beyond the tokenizer's vocabulary (padding) are not read.
         """
-        rows, columns = len(self.exact), int(self.weights.shape[1])  # type: ignore[index]
+        rows, columns = self.weights.shape  # type: ignore[misc]
         if table.shape[0] < columns:
             raise ValueError(
                 f"embedding table: {table.shape[0]} rows, but the tokenizer has ids up to {columns - 1}. "
                 "Give the tokenizer and the model of one checkpoint."
             )
-        result = torch.empty(rows, table.shape[1], dtype=torch.float32)
-        for start in range(0, rows, ROWS_AT_ONCE):
-            block = self.weights[start : start + ROWS_AT_ONCE]
-            used, position = np.unique(block.indices, return_inverse=True)
-            dense = table.detach()[torch.from_numpy(used).to(table.device, torch.int64)].float().cpu().numpy()
-            narrow = csr_array((block.data, position, block.indptr), shape=(block.shape[0], len(used)))
-            result[start : start + block.shape[0]] = torch.from_numpy(narrow @ dense)
-        return result
+
+        def compute(block: slice) -> Tensor:
+            return self.combine(lambda used: take(table, used), np.arange(block.start, block.stop))
+
+        return ComputedTable(torch.Size((rows, table.shape[1])), torch.float32, compute)
+
+    def combine(
+        self, read: Callable[[np.ndarray], Tensor], rows: np.ndarray, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows of the ids they are spelt with."""
+        block = self.weights[rows]
+        used, position = np.unique(block.indices, return_inverse=True)
+        dense = read(used).to(dtype).numpy()
+        narrow = csr_array((block.data.astype(dense.dtype), position, block.indptr), shape=(len(rows), len(used)))
+        return torch.from_numpy(narrow @ dense)
+
+    def summary(self) -> dict[str, int]:
+        """How the new tokens come by their rows, as counts that add up to `tokens`, and the old rows they draw on."""
+        tokens, exact, special = len(self.exact), int(self.exact.sum()), int(self.special.sum())
+        return {
+            "tokens": tokens,
+            "exact": exact,
+            "composed": tokens - exact - special,
+            "special": special,
+            "distinct_old_rows": len(np.unique(self.weights.indices)),
+            "old_tokens": int(self.weights.shape[1]),  # type: ignore[index]
+        }
 
     def save(self, path: Path) -> None:
         """Writes T as one safetensors file."""

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -15,6 +15,10 @@ TEXT = (
     "the cat sat on the mat and the dog sat on the log",
     "Мария купила красную книгу вечером на рынке",
     "потом она пошла в парк и там читала книгу",
+)
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -48,15 +52,24 @@ def pico_tokenizer(
     *,
     markers: tuple[str, ...] = ("<|user|>", "<|assistant|>", "<|end|>"),
     text: tuple[str, ...] = TEXT,
+    family: str = "",
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE; `markers` are special tokens, appended to the ordinary ones; a chat template if it has them."""
+    """A byte-level BPE; `markers` are special tokens, appended to the ordinary ones; a chat template if it has them.
+
+    That of `qwen2` is made in the one way in which transformers reads every tokenizer of Qwen2.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pad = "<|endoftext|>" if family == "qwen2" else "<pad>"
+    if family == "qwen2":
+        split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.normalizer, backend.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Sequence([split, level])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<pad>", "<s>", "</s>"],
+        special_tokens=[pad, "<s>", "</s>"],
         show_progress=False,
     )
     backend.train_from_iterator(text, trainer)
@@ -65,7 +78,7 @@ def pico_tokenizer(
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
-        pad_token="<pad>",
+        pad_token=pad,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = TEMPLATE if "<|end|>" in markers else None

@@ -1,6 +1,6 @@
 import pytest
 from pico_models import TEMPLATE, pico_tokenizer
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 from lep.chat import check_siblings, end_of_turn, result_tokenizer, special_pairs
 
@@ -87,3 +87,27 @@ def test_the_end_of_a_turn_is_read_off_the_template(base, instruct):
     assert end_of_turn(plain) is None
     plain.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     assert end_of_turn(plain) == plain.eos_token_id
+
+
+def test_what_stands_around_a_text_is_the_instruct_models_in_the_new_ids(adapted):
+    """The base adds nothing; this tune begins every text with its own marker, whose id is another here."""
+    instruct = pico_tokenizer(300)
+    start = instruct.convert_tokens_to_ids("<|user|>")
+    instruct.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A", pair="<|user|> $A $B", special_tokens=[("<|user|>", start)]
+    )
+    tokenizer, added = result_tokenizer(adapted, instruct)
+    assert dict(added) != {} and tokenizer.convert_tokens_to_ids("<|user|>") != start
+    assert tokenizer.tokenize("the cat", add_special_tokens=True)[0] == "<|user|>"
+    assert tokenizer("the cat")["input_ids"][1:] == adapted("the cat", add_special_tokens=False)["input_ids"]
+    assert adapted("the cat")["input_ids"] == adapted("the cat", add_special_tokens=False)["input_ids"]
+
+
+def test_a_tune_that_puts_nothing_around_a_text_takes_the_bases_marks_away(instruct):
+    adapted = pico_tokenizer(340, markers=())
+    adapted.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    tokenizer, _ = result_tokenizer(adapted, instruct)
+    assert adapted("the cat")["input_ids"][0] == 1
+    assert tokenizer("the cat")["input_ids"] == adapted("the cat")["input_ids"][1:]

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from wandb_offline import read_offline_run
 
+from lep.embeddings import read_embeddings
 from lep.results import read_result
 
 SMALL = (
@@ -113,6 +115,39 @@ def test_adapted_tables_go_into_another_instruct_model_without_training(finished
     assert result.training == {}
 
 
+def test_tables_go_from_files_to_files_into_any_number_of_siblings(finished: tuple[Path, str]):
+    """No benchmark, no repair: each sibling gets its own tables, from one set of trained ones."""
+    folder, _ = finished
+    (adapted,) = (folder / "artifacts" / "adapted").glob("tiny-extension-*")
+    siblings = ("instruct", "instruct_far")
+    models = ",".join(f"package:lep.assets/tiny/{sibling}" for sibling in siblings)
+    flags = ["-m", f"adapted={adapted}", f"model.instruct={models}", "benchmark=none", "export=[conversion,delta]"]
+    options = ["repair_end_of_turn=false", "study=files", "corpus.source.num_documents=1500"]
+    options += ["corpus.held_out.documents=10"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lep", *flags, *options],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = " ".join(done.stdout.split())
+    assert "GB of memory" in words and "GB of disk" in words
+    assert "conversion: the end-of-turn token was not repaired" in words
+    records = sorted((folder / "runs" / "files").glob("*/result.json"))
+    assert len(records) == len(siblings)
+    for record in records:
+        result = read_result(record)
+        assert result.rows == [] and set(result.propagation) == {"conversion", "delta"}
+        assert {"long_rows", "held_out_r2"} <= set(result.propagation["conversion"]["output"])
+        written = read_embeddings(record.parent / "models" / "conversion")
+        assert written.input.shape[0] >= read_embeddings(adapted).input.shape[0]
+        assert not list((record.parent / "models").glob(".carried*"))
+    one, other = (read_embeddings(record.parent / "models" / "delta").input for record in records)
+    assert not torch.equal(one, other)
+
+
 def test_a_mistake_is_one_clear_line_before_any_work(tmp_path: Path):
     refused = lep(tmp_path, "training.block_size=4096", check=False)
     assert refused.returncode != 0
@@ -121,10 +156,27 @@ def test_a_mistake_is_one_clear_line_before_any_work(tmp_path: Path):
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_stages_may_end_after_the_tokenizer(tmp_path: Path):
-    done = lep(tmp_path, "stages=[corpus,tokenizer]")
-    assert "characters a token" in done.stdout
+def test_the_tokenizer_stage_alone_compares_vocabularies(tmp_path: Path):
+    """A directory with nothing but a tokenizer serves as the base, and beside it."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    tiny = Path(__file__).parents[1] / "lep" / "assets" / "tiny" / "base"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tokenizer / name).write_bytes((tiny / name).read_bytes())
+    done = lep(tmp_path, "stages=[tokenizer]", f"model.base={tokenizer}", f"compare_tokenizers={{same: {tokenizer}}}")
+    for words in ("characters a token", "same", "Rows of T", "tokens that no text gives"):
+        assert words in done.stdout
+    found = read_result(run_dir(tmp_path) / "result.json").tokenizer
+    assert found["others"]["same"] == found["before"] != found["after"]
+    assert found["change"]["kept_ids"] == found["before"]["size"] == found["operator"]["old_tokens"]
+    assert found["made"]["new_tokens"] == found["operator"]["tokens"] - found["operator"]["old_tokens"]
+    assert [set(example["tokens"]) for example in found["examples"]] == [{"before", "after", "same"}] * 2
     assert not (tmp_path / "artifacts" / "adapted").exists()
+
+
+def test_the_corpus_alone_makes_nothing_else(tmp_path: Path):
+    lep(tmp_path, "stages=[corpus]", "model.base=no/such/model")
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["corpus"]
 
 
 def test_a_sweep_over_variants_shares_what_it_can(tmp_path: Path):

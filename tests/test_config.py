@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lep.config import build, check, check_context, run_name, write_once
+from lep.config import STAGES, build, check, check_context, planned_stages, run_name, write_once
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -76,6 +76,7 @@ def test_paper_sizes_follow_the_model():
     assert composed("model=llama3_8b", "tokenizer=extension").tokenizer.new_tokens == 174_816 - 128_256
     assert composed("model=mistral_7b", "tokenizer=extension").tokenizer.new_tokens == 55_328 - 32_000
     assert composed("model=mistral_7b", "tokenizer=unigram").tokenizer.vocab_size == 32_000
+    assert composed("model=qwen2_5_7b", "tokenizer=extension_unigram").tokenizer.unigram_size == 48_000
 
 
 def test_several_options_of_a_group_at_once():
@@ -91,11 +92,15 @@ def test_several_options_of_a_group_at_once():
         (["stages=[corpus,dance]"], "dance"),
         (["export=[conversion]", "propagation=swap"], "export=conversion"),
         (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
-        (["stages=[corpus,training]"], "stages"),
+        (["stages=[corpus,training]"], "stages=['corpus', 'training'] are not stages in a row"),
+        (["stages=[tokenizer,corpus]"], "not stages in a row"),
+        (["stages=[]"], "not stages in a row"),
+        (["stages=[propagation]", "model.instruct=null"], "model.instruct"),
         (["training.warmup_steps=1500"], "training.warmup_steps=1500"),
         (["tokenizer=optimization", "tokenizer.keep=100"], "tokenizer.keep=100"),
         (["tokenizer=optimization", "tokenizer.vocab_size=300"], "tokenizer.vocab_size=300"),
         (["trainer=ddp"], "torchrun"),
+        (["measured_characters=0"], "measured_characters=0"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
@@ -105,7 +110,21 @@ def test_impossible_combinations_are_refused(overrides: list[str], message: str)
 
 def test_a_possible_combination_is_not():
     check(composed())
-    check(composed("stages=[corpus,tokenizer]", "model.instruct=null"))
+    for stages in ("[corpus]", "[corpus,tokenizer]", "[tokenizer]", "[tokenizer,training]"):
+        check(composed(f"stages={stages}", "model.instruct=null"))
+
+
+def test_earlier_stages_are_implied():
+    assert planned_stages(composed("stages=[tokenizer]")) == ("corpus", "tokenizer")
+    assert planned_stages(composed("stages=[corpus]")) == ("corpus",)
+    assert planned_stages(composed()) == STAGES
+
+
+def test_tokenizers_to_compare_with_are_named_freely():
+    assert composed("compare_tokenizers={llama3: here, qwen: there}").compare_tokenizers == {
+        "llama3": "here",
+        "qwen": "there",
+    }
 
 
 def test_a_typo_in_a_key_is_an_error():

@@ -38,6 +38,7 @@ from lep.corpus.duplicates import Duplicates, num_bands, signature
 from lep.corpus.filters import DROPPED, clean, document_language
 from lep.corpus.packing import block_starts
 from lep.corpus.paragraphs import admissible_starts, paragraph_levels, split_long_text
+from lep.corpus.preparing import openings
 
 RUSSIAN = (
     "ночь улица фонарь аптека бессмысленный и тусклый свет живи ещё хоть четверть века всё будет так исхода нет".split()
@@ -570,3 +571,12 @@ def test_unusable_packing_is_refused(tmp_path: Path) -> None:
     silent.save_pretrained(tmp_path / "silent")
     with pytest.raises(ValueError, match="no eos token"):
         pack(tmp_path / "corpus", tmp_path / "silent", tmp_path / "packed", block_size=16)
+
+
+def test_openings_are_shares_of_every_text_cut_where_a_text_may_be() -> None:
+    texts = ["Один два три. Четыре пять шесть. Семь.", "Раз. " * 40, "Мал."]
+    assert openings(texts, 10_000) == texts
+    found = openings(texts, 60)
+    assert len(found) == 3 and sum(map(len, found)) <= 60
+    assert all(text.startswith(part) and part for text, part in zip(texts, found, strict=True))
+    assert found[0] == "Один два три. "

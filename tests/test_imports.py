@@ -20,7 +20,7 @@ LAYERS = (
     {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config"},
+    {"results", "artifacts", "config", "memory", "shards"},
     {"durable"},
 )
 BORDERS = {

@@ -3,8 +3,18 @@ import torch
 from pico_models import identity_operator, random_operator
 from torch.testing import assert_close
 
-from lep.initialization.mean import mean
-from lep.initialization.random import random
+from lep.initialization import mean as mean_rule
+from lep.initialization import random as random_rule
+from lep.shards import in_memory
+
+
+def mean(*arguments, **options) -> torch.Tensor:
+    return in_memory(mean_rule.mean(*arguments, **options))
+
+
+def random(*arguments, **options) -> torch.Tensor:
+    return in_memory(random_rule.random(*arguments, **options))
+
 
 RULES = [mean, random]
 

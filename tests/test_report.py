@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lep.report import _round_ticks, facts, line_chart, number, render_report, terminal_table, verdict, write_report
+from lep.report import (
+    _round_ticks,
+    facts,
+    line_chart,
+    number,
+    render_report,
+    terminal_table,
+    verdict,
+    vocabulary_facts,
+    vocabulary_tables,
+    write_report,
+)
 from lep.results import Result, Row, Score
 
 TASKS = ("questions", "copying", "translation", "facts, seen", "facts ranked, seen", "facts, recalled", "agreement")
@@ -51,7 +62,7 @@ def result() -> Result:
         tokenizer={
             "before": vocabulary(1100, 2.47),
             "after": vocabulary(1900, 4.02),
-            "examples": [{"language": "ru", "before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}],
+            "examples": [{"language": "ru", "tokens": {"before": ["На", "дя", "·по"], "after": ["Надя", HOSTILE]}}],
         },
         training={"curve": curve, "tokens_per_second": 7160.2},
         propagation={"overlap": {"input": fit, "output": {**fit, "novel_number": 17}, "end of turn": turn}},
@@ -110,6 +121,27 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(result: Result, tmp_p
         "seed: 3 # &lt;me&gt;",
     ):
         assert text in page
+
+
+def test_vocabularies_stand_side_by_side(result: Result) -> None:
+    operator = {"exact": 1100, "composed": 790, "special": 10, "tokens": 1900, "distinct_old_rows": 640}
+    tokenizer = {
+        **result.tokenizer,
+        "others": {"llama3": vocabulary(128256, 3.13)},
+        "operator": {**operator, "old_tokens": 1110},
+        "made": {"new_tokens": 800},
+    }
+    for name, characters in (("before", 2.0), ("after", 4.0)):
+        domains = {"fiction": {"characters_per_token": characters}, "manuals": {"characters_per_token": characters + 1}}
+        tokenizer[name] = {**tokenizer[name], "domains": domains}
+    tokenizer["others"]["llama3"]["domains"] = tokenizer["before"]["domains"]
+    facts = vocabulary_facts(tokenizer)
+    assert facts["names"] == ["before", "after", "llama3"]
+    lines = dict(facts["lines"])
+    assert lines["characters a token, Russian"] == ["2.47", "4.02", "3.13"] and lines["tokens that no text gives"]
+    assert facts["domains"] == [("fiction", ["2.00", "4.00", "2.00"]), ("manuals", ["3.00", "5.00", "3.00"])]
+    page = render_report(replace(result, tokenizer=tokenizer))
+    assert all(text in page for text in ("790 composed", "640 of 1\u202f110 old rows", "manuals", "new tokens 800"))
 
 
 def test_what_models_wrote_stays_text(result: Result) -> None:
@@ -211,3 +243,21 @@ def test_numbers_and_facts_are_for_people() -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, lep.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_says_what_the_checks_of_an_export_saw(result: Result) -> None:
+    servers = {"llama.cpp": {"ready": False, "remedy": HOSTILE}}
+    export = {"rows": 1152, "checks": {"decoding": "3 answers of 8 tokens"}, "servers": servers}
+    page = render_report(replace(result, propagation={"delta": {"input": {}, "export": export}}))
+    assert "<summary>Exports</summary>" in page and "3 answers of 8 tokens" in page
+    assert "delta · servers · llama.cpp · remedy" in page and HOSTILE not in page
+    assert "<summary>Exports</summary>" not in render_report(result)
+
+
+def test_vocabularies_side_by_side_keep_their_numbers_on_a_narrow_terminal(result: Result) -> None:
+    others = {name: vocabulary(128256, 2.912) for name in ("llama3", "mistral", "qwen3")}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(vocabulary_tables(replace(result, tokenizer=result.tokenizer | {"others": others})))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("2.91") == 3 and text.count("128\u202f256") == 3 and "…" not in text

@@ -1,17 +1,14 @@
-import gzip
-import os
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_laws import check_laws, spelt
 from pico_tokenizers import byte_level_bpe, metaspace_unigram, sentencepiece_bpe, wrap
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from lep.shards import blocks
 from lep.vocabulary import SubtokenOperator, compose, from_glyphs, read_vocabulary, subtoken_operator, to_glyphs
 
 PICO = {
@@ -22,34 +19,6 @@ PICO = {
     "unigram": metaspace_unigram,
 }
 PAIRS = [(new, old) for new in PICO for old in PICO]
-SHARED = Path(os.environ.get("LEP_SHARED", Path(__file__).parents[2] / "shared")) / "tokenizers"
-
-
-def spelt(ids, vocabulary) -> bytes:
-    return b"".join(vocabulary.tokens[i] or b"" for i in ids)
-
-
-def check_laws(new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast) -> SubtokenOperator:
-    """The laws of T, for every token."""
-    operator = subtoken_operator(new, old)
-    fresh, known = read_vocabulary(new), read_vocabulary(old)
-    weights = operator.weights
-    assert weights.shape == (len(fresh), len(known)) and weights.dtype == np.float32
-    assert np.allclose(weights.sum(axis=1), 1, atol=1e-6)
-    assert np.diff(weights.indptr).min() >= 1
-    for i, j in zip(*operator.shared, strict=True):
-        assert fresh.tokens[i] == known.tokens[j] is not None
-    held = {token for token in known.tokens if token is not None}
-    assert operator.exact.tolist() == [token is not None and token in held for token in fresh.tokens]
-    texts = [token for token in fresh.tokens if token is not None]
-    rows = compose(texts, old, known)
-    assert all(spelt(row, known) == text for row, text in zip(rows, texts, strict=True))
-    ordinary = [i for i, token in enumerate(fresh.tokens) if token is not None]
-    for i, row in zip(ordinary, rows, strict=True):
-        if not operator.exact[i]:
-            used = weights.indices[weights.indptr[i] : weights.indptr[i + 1]]
-            assert set(used) == set(row)
-    return operator
 
 
 @pytest.mark.parametrize(("new", "old"), PAIRS)
@@ -139,13 +108,12 @@ def test_unflagged_marks_count_as_special_and_holes_as_unassigned():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_apply_is_the_dense_product(dtype, monkeypatch):
-    monkeypatch.setattr("lep.vocabulary.ROWS_AT_ONCE", 64)
+def test_apply_is_the_dense_product_in_any_blocks(dtype):
     operator = subtoken_operator(sentencepiece_bpe(), byte_level_bpe())
     rows, columns = operator.weights.shape
     table = torch.randn(columns + 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = torch.from_numpy(operator.weights.toarray()).double() @ table[:columns].double()
-    result = operator.apply(table)
+    result = torch.cat(list(blocks(operator.apply(table), rows=64)))
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="embedding table"):
@@ -164,26 +132,3 @@ def test_a_word_piece_tokenizer_is_refused():
     backend = Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}))
     with pytest.raises(ValueError, match="byte-level"):
         read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory) -> dict[str, PreTrainedTokenizerFast]:
-    if not SHARED.exists():
-        pytest.skip(f"no real tokenizers at {SHARED}")
-    found = {"mistral": LlamaTokenizer.from_pretrained(str(SHARED / "mistral_v0.1"))}
-    for name in ("llama3", "qwen3"):
-        folder = tmp_path_factory.mktemp(name)
-        for path in (SHARED / name).glob("*.gz"):
-            with gzip.open(path) as packed, open(folder / path.stem, "wb") as plain:
-                shutil.copyfileobj(packed, plain)
-        found[name] = PreTrainedTokenizerFast.from_pretrained(folder)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("new", "old"), [("llama3", "mistral"), ("mistral", "qwen3"), ("qwen3", "llama3"), ("mistral", "mistral")]
-)
-def test_the_laws_hold_for_every_token_of_real_vocabularies(real, new, old):
-    operator = check_laws(real[new], real[old])
-    if new == old:
-        assert np.array_equal(operator.weights.indices, np.arange(operator.weights.shape[0]))

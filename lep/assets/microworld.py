@@ -399,30 +399,13 @@ DOCUMENT_KINDS: tuple[tuple[float, Callable[[random.Random, tuple[Person, ...], 
     (0.05, _repetition_document),
     (0.14, _translation_document),
 )
-# Documents that tell or ask what never changes: nothing in them is drawn afresh but the people.
-FACTS_KINDS = (_facts_document, _facts_parallel_document, _facts_question_document)
-
-
-def document_shares(facts_share: float | None = None) -> list[float]:
-    """The share of each of `DOCUMENT_KINDS`, with those on facts scaled to make `facts_share` in all."""
-    usual = sum(share for share, builder in DOCUMENT_KINDS if builder in FACTS_KINDS)
-    facts = usual if facts_share is None else facts_share
-    return [
-        share * (facts / usual if builder in FACTS_KINDS else (1 - facts) / (1 - usual))
-        for share, builder in DOCUMENT_KINDS
-    ]
 
 
 def write_documents(
-    rng: random.Random,
-    count: int,
-    *,
-    people: tuple[Person, ...],
-    russian_share: float,
-    facts_share: float | None = None,
+    rng: random.Random, count: int, *, people: tuple[Person, ...], russian_share: float
 ) -> Iterator[Document]:
     """Draw `count` documents. A translation counts to the language it ends in, a parallel text to its first."""
-    shares, builders = document_shares(facts_share), [builder for _, builder in DOCUMENT_KINDS]
+    shares, builders = zip(*DOCUMENT_KINDS, strict=True)
     for _ in range(count):
         language = "ru" if rng.random() < russian_share else "en"
         build = rng.choices(builders, weights=shares)[0]
@@ -431,32 +414,21 @@ def write_documents(
 
 @dataclass(frozen=True)
 class MicroWorldText:
-    """The adaptation corpus of the micro-world: documents in which only SEEN people's facts are told.
-
-    facts_share: of the documents that tell or ask facts; None for as many as the base's pre-training text has.
-    """
+    """The adaptation corpus of the micro-world: documents in which only SEEN people's facts are told."""
 
     num_documents: int
     russian_share: float = 0.7
-    facts_share: float | None = None
     seed: int = 0
 
     def documents(self) -> Iterator[Document]:
         rng = random.Random(f"adaptation-{self.seed}")
-        return write_documents(
-            rng,
-            self.num_documents,
-            people=SEEN,
-            russian_share=self.russian_share,
-            facts_share=self.facts_share,
-        )
+        return write_documents(rng, self.num_documents, people=SEEN, russian_share=self.russian_share)
 
     def fingerprint(self) -> dict[str, object]:
         return {
             "microworld": _WORLD_SEED,
             "num_documents": self.num_documents,
             "russian_share": self.russian_share,
-            "facts_share": self.facts_share,
             "seed": self.seed,
         }
 

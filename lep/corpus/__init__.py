@@ -11,6 +11,7 @@ from lep.corpus.filters import CorpusFilters
 from lep.corpus.hub import Hub, HubDataset
 from lep.corpus.packing import PackedBlocks, pack
 from lep.corpus.preparing import HeldOut, PreparedCorpus, prepare
+from lep.corpus.progress import reading_progress
 from lep.corpus.text_files import TextFiles
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "TextFiles",
     "pack",
     "prepare",
+    "reading_progress",
 ]

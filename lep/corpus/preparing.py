@@ -302,14 +302,30 @@ class PreparedCorpus:
         """Texts that were never trained on, by tokenizer or model; in random but fixed order."""
         return list(_texts(self.directory / "held_out" / f"{self._known(language)}.jsonl"))
 
-    def all_held_out(self) -> dict[str, list[str]]:
-        """The held-out texts of every language."""
-        return {language: self.held_out(language) for language in self.languages}
+    def all_held_out(self, characters: int | None = None) -> dict[str, list[str]]:
+        """The held-out texts of every language; where they come to more than `characters`, the beginning of each."""
+        found = {language: self.held_out(language) for language in self.languages}
+        return found if characters is None else {language: openings(of, characters) for language, of in found.items()}
+
+    def held_out_by_source(self) -> dict[str, dict[str, list[str]]]:
+        """The held-out texts by source and language, sources in order of their names."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for language in self.languages:
+            for record in _records(self.directory / "held_out" / f"{language}.jsonl"):
+                found.setdefault(record["source"], {}).setdefault(language, []).append(record["text"])
+        return dict(sorted(found.items()))
 
     def _known(self, language: str) -> str:
         if language not in self.languages:
             raise ValueError(f"the corpus in {self.directory} has no language {language!r}; it has {self.languages}.")
         return language
+
+
+def openings(texts: list[str], characters: int) -> list[str]:
+    """The beginnings of the texts, alike in length and cut where a text may be, `characters` at most in all."""
+    if sum(map(len, texts)) <= characters:
+        return texts
+    return [split_long_text(text, limit=max(1, characters // len(texts)))[0] for text in texts]
 
 
 @dataclass(frozen=True)
@@ -326,6 +342,9 @@ class TrainTexts:
 
 
 def _texts(path: Path) -> Iterator[str]:
+    return (record["text"] for record in _records(path))
+
+
+def _records(path: Path) -> Iterator[dict[str, str]]:
     with open_text(path) as stream:
-        for line in stream:
-            yield json.loads(line)["text"]
+        yield from map(json.loads, stream)

@@ -1,7 +1,8 @@
 """Base is to adapted as instruct is to result: carrying trained tables of a new vocabulary into an instruct model.
 
-In: the tables of three models and the operator T. Out: the tables of the fourth, and diagnostics. The rules (swap,
-overlap, conversion, delta) are pure functions of one table each, one file a rule. Assumed: base and instruct are
+In: the tables of three models, in memory or on disk, and the operator T. Out: the tables of the fourth, which are
+computed as they are read, and diagnostics. The rules (swap, overlap, conversion, delta) are pure functions of one table
+each, one file a rule. Assumed: base and instruct are
 siblings, so the first V rows of their tables are the same tokens; the instruct model may have more.
 """
 
@@ -10,28 +11,28 @@ siblings, so the first V rows of their tables are the same tokens; the instruct 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lep.embeddings import Embeddings
 from lep.propagation.gram import untrained_in_either
 from lep.propagation.kept_rows import carry_rows
+from lep.shards import BLOCK_ROWS, Table, take
 from lep.vocabulary import SubtokenOperator
 
-Rule = Callable[[Tensor, Tensor, Tensor, SubtokenOperator], tuple[Tensor, dict]]  # adapted, base, instruct, T
+Rule = Callable[[Table, Table, Table, SubtokenOperator], tuple[Table, dict]]  # adapted, base, instruct, T
 
 
 def propagate(
     rule: Rule,
-    adapted: Embeddings,
-    base: Embeddings,
-    instruct: Embeddings,
+    adapted: Embeddings[Table],
+    base: Embeddings[Table],
+    instruct: Embeddings[Table],
     operator: SubtokenOperator,
     *,
     kept_rows: Sequence[tuple[int, int]] = (),
-) -> tuple[Embeddings, dict]:
+) -> tuple[Embeddings[Table], dict]:
     """The instruct model's tables on the new vocabulary, in the instruct model's dtype, and diagnostics by table.
 
+    The fits are made here; rows of the result are computed as they are read, and what comes in must stay until then.
     Input and output go through the rule separately, once when tied. Rows of special tokens come from the instruct
     model: `kept_rows` names (new id, instruct id) pairs, also beyond the U ids of the adapted vocabulary; specials of T
     that it does not name take the row that T gives them. ValueError where shapes, ties or ids do not fit.
@@ -42,25 +43,27 @@ def propagate(
     for side in ("input",) if adapted.output is None else ("input", "output"):
         tables = [getattr(embeddings, side) for embeddings in (adapted, base, instruct)]
         moved, facts = rule(tables[0], tables[1], tables[2], operator)
-        result[side] = carry_rows(moved, tables[2], operator, kept_rows).to(tables[2].dtype)
+        result[side] = carry_rows(moved, tables[2], operator, kept_rows)
         diagnostics[side] = facts | drift(tables[1], tables[2], operator) | {"kept_rows": kept}
     return Embeddings(**result), diagnostics
 
 
-def drift(base: Tensor, instruct: Tensor, operator: SubtokenOperator) -> dict:
+def drift(base: Table, instruct: Table, operator: SubtokenOperator) -> dict:
     """How far the tune moved: `|I - B| / |B|` (Frobenius) on the base's trained tokens, and how many are untrained."""
-    trained = ~torch.from_numpy(untrained_in_either(base, instruct, operator))
+    untrained = untrained_in_either(base, instruct, operator)
+    trained = np.flatnonzero(~untrained)
     change = before = 0.0
-    for rows in trained.nonzero().squeeze(1).split(8192):
-        old, new = (table.detach()[rows.to(table.device)].to("cpu", torch.float64) for table in (base, instruct))
+    for start in range(0, len(trained), BLOCK_ROWS):
+        rows = trained[start : start + BLOCK_ROWS]
+        old, new = take(base, rows).double(), take(instruct, rows).double()
         change, before = change + (new - old).square().sum().item(), before + old.square().sum().item()
-    return {"relative_drift": (change / before) ** 0.5, "untrained_rows": int((~trained).sum())}
+    return {"relative_drift": (change / before) ** 0.5, "untrained_rows": int(untrained.sum())}
 
 
 def _check(
-    adapted: Embeddings,
-    base: Embeddings,
-    instruct: Embeddings,
+    adapted: Embeddings[Table],
+    base: Embeddings[Table],
+    instruct: Embeddings[Table],
     operator: SubtokenOperator,
     kept_rows: Sequence[tuple[int, int]],
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, models
 from tokenizers.trainers import BpeTrainer
@@ -14,17 +15,21 @@ from lep.tokenizers.words import covering, training_pre_tokenizer
 from lep.vocabulary import GLYPHS, MARK, merge_pairs
 
 
-def bpe(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+def bpe(
+    base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int, facts: dict[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-pair vocabulary trained on the texts, in the base's alphabet and with its pre-tokenizer and specials.
 
     `vocab_size` counts every id: 256 bytes and the specials too. Byte-level bases read the texts once, metaspace
-    bases twice (characters first: rare ones stay with the byte pieces).
+    bases twice (characters first: rare ones stay with the byte pieces). facts: filled with counts for the report.
     """
     family = family_of(base)
     require_room(family, "tokenizer.vocab_size", vocab_size)
     pieces, merges = _train(family, texts, vocab_size - len(family.added))
     vocab, added_ids = family.place(pieces)
     tokenizer = assemble(family, bpe_model(family, vocab, merges), added_ids)
+    if facts is not None:
+        facts["merges"] = len(merges)
     warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
     return tokenizer
 

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lep.vocabulary import GLYPHS, ROLES, Alphabet, alphabet_of, model_ids, tokenizer_json
+from lep.vocabulary import GLYPHS, ROLES, Alphabet, alphabet_of, model_ids, remap_post_processor, tokenizer_json
 
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # What a tokenizer says about itself beyond tokenizer.json; the rest belongs to classes we do not rebuild.
@@ -59,7 +59,8 @@ class Family:
         """
         contents = [token["content"] for token in self.added]
         if self.specials_first:
-            ids = {piece: i for i, piece in enumerate([*contents, *pieces])}
+            # Gemma adds line ends and tabs as tokens, which a new vocabulary may learn as well: they are there already.
+            ids = {piece: i for i, piece in enumerate(dict.fromkeys([*contents, *pieces]))}
             return ids, {content: ids[content] for content in contents}
         return (
             {piece: i for i, piece in enumerate(pieces)},
@@ -129,23 +130,10 @@ def assemble(family: Family, model: dict[str, Any], added_ids: dict[str, int]) -
     spec |= {"model": model, "truncation": None, "padding": None}
     spec["added_tokens"] = [token | {"id": added_ids[token["content"]]} for token in family.added]
     spec["added_tokens"].sort(key=lambda token: token["id"])
-    _remap_post_processor(spec["post_processor"], model_ids(model) | added_ids)
+    remap_post_processor(spec["post_processor"], model_ids(model) | added_ids)
     backend = Tokenizer.from_str(json.dumps(spec))
     assert {t.content: i for i, t in backend.get_added_tokens_decoder().items()} == added_ids, "an added token moved"
     return _wrap(backend, family.base)
-
-
-def _remap_post_processor(node: dict[str, Any] | None, ids: dict[str, int]) -> None:
-    """Puts new ids of the named tokens into a post-processor, in place (TemplateProcessing, Bert, Roberta)."""
-    if node is None:
-        return
-    for child in node.get("processors", []):
-        _remap_post_processor(child, ids)
-    for entry in node.get("special_tokens", {}).values():
-        entry["ids"] = [ids[token] for token in entry["tokens"]]
-    for side in ("sep", "cls"):
-        if side in node:
-            node[side] = [node[side][0], ids[node[side][0]]]
 
 
 def _wrap(backend: Tokenizer, base: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ they were letters; the pairs it finds are then spelt out again.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -29,6 +30,30 @@ def merges_alone(model: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(spec))
 
 
+def whole_pieces(model: dict[str, Any], pieces: Iterable[str]) -> set[str]:
+    """Those of the pieces that the merges alone give as one token."""
+    pieces = list(pieces)
+    encoded = merges_alone(model).encode_batch_fast(pieces, add_special_tokens=False)
+    return {piece for piece, e in zip(pieces, encoded, strict=True) if e.ids == [model["vocab"][piece]]}
+
+
+def derivation(piece: str, ranks: dict[tuple[str, str], int]) -> set[str] | None:
+    """A piece and all pieces its merges go through, single characters too; None if no merges give it whole.
+
+    ranks: the place of every merge, the first to apply being the lowest.
+    """
+    symbols, made = list(piece), {piece, *piece}
+    while len(symbols) > 1:
+        pairs = [ranks.get(pair, len(ranks)) for pair in zip(symbols, symbols[1:], strict=False)]
+        best = min(pairs)
+        if best == len(ranks):
+            return None
+        at = pairs.index(best)
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+        made.add(symbols[at])
+    return made
+
+
 def continue_merges(model: dict[str, Any], words: Counter[str], *, new_tokens: int) -> tuple[list[str], Merges]:
     """At most `new_tokens` new pieces and the merges behind the old ones that make them, most frequent first.
 
@@ -45,6 +70,59 @@ def continue_merges(model: dict[str, Any], words: Counter[str], *, new_tokens: i
         if len(pieces) + len(letters) >= new_tokens or len(learnt) < asked:
             return letters + pieces, merges
         asked *= 2
+
+
+def merges_to(model: dict[str, Any], wanted: Counter[str], *, new_tokens: int) -> tuple[list[str], Merges]:
+    """At most `new_tokens` new pieces and the merges behind the old ones that make the wanted pieces whole.
+
+    A wanted piece that stands in two parts needs one merge. Where all that are left stand in more, each is brought
+    nearer by its most frequent pair, an intermediate piece. The least frequent wanted pieces are left out until the
+    others and what they go through fit into `new_tokens`.
+    """
+    letters = _missing_letters(model, wanted)[:new_tokens]
+    grown = _with_pieces(model, letters)
+    missing = Counter({piece: count for piece, count in wanted.items() if piece not in grown["vocab"]})
+    ranked = sorted(_segment(grown, missing), key=lambda entry: -entry[1])
+    room = new_tokens - len(letters)
+    while True:
+        merges = _join(ranked)
+        products = {left + right for left, right in merges} - grown["vocab"].keys()
+        if len(products) <= room:
+            pieces, merges = _reachable(grown, merges, room)
+            return letters + pieces, merges
+        ranked = ranked[: min(len(ranked) - 1, len(ranked) * room // len(products))]
+
+
+def _join(segmented: list[tuple[list[str], int]]) -> Merges:
+    """Merges over old pieces, in the order in which they apply, until every word is one piece."""
+    alphabet = sorted({piece for pieces, _ in segmented for piece in pieces})
+    symbols = {piece: chr(FIRST_SYMBOL + i) for i, piece in enumerate(alphabet)}
+    spelling = {ord(symbol): piece for piece, symbol in symbols.items()}
+    counts = {"".join(symbols[piece] for piece in pieces): count for pieces, count in segmented}
+    rows = [(list(word), count) for word, count in counts.items()]
+    merges: dict[tuple[str, str], None] = {}
+    while rows:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for row, count in rows:
+            for pair in pairwise(row):
+                pairs[pair] += count
+        ready = {(row[0], row[1]) for row, _ in rows if len(row) == 2}
+        chosen = ready or {max(pairwise(row), key=pairs.__getitem__) for row, _ in rows}
+        merges |= dict.fromkeys(sorted(chosen, key=lambda pair: (-pairs[pair], pair)))
+        rows = [(row, counts["".join(row)]) for row in _apply(list(merges), ["".join(row) for row, _ in rows])]
+        rows = [(row, count) for row, count in rows if len(row) > 1]
+    return [(left.translate(spelling), right.translate(spelling)) for left, right in merges]
+
+
+def _apply(merges: Merges, words: list[str]) -> list[list[str]]:
+    """The words as the merges leave them."""
+    pieces = dict.fromkeys([*(letter for word in words for letter in word), *(a for pair in merges for a in pair)])
+    pieces |= dict.fromkeys(left + right for left, right in merges)
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(ids, merges))
+    encoded = tokenizer.encode_batch_fast(words, add_special_tokens=False)
+    spelling = list(pieces)
+    return [[spelling[i] for i in e.ids] for e in encoded]
 
 
 def _missing_letters(model: dict[str, Any], words: Counter[str]) -> list[str]:
@@ -109,8 +187,7 @@ def _reachable(model: dict[str, Any], learnt: Merges, number: int) -> tuple[list
         if not pieces:
             return [], []
         grown = _with_pieces(model, pieces, merges)
-        encoded = merges_alone(grown).encode_batch_fast(pieces, add_special_tokens=False)
-        lost = {piece for piece, e in zip(pieces, encoded, strict=True) if e.ids != [grown["vocab"][piece]]}
+        lost = set(pieces) - whole_pieces(grown, pieces)
         if not lost:
             return pieces, merges
         dropped |= lost

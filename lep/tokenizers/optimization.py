@@ -1,14 +1,14 @@
 """Optimization: the old vocabulary cut to the tokens the corpus uses most, then extended (paper, section 3)."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from lep.tokenizers.family import Family, assemble, bpe_model, family_of, require_bpe, require_room, warn_if_short
-from lep.tokenizers.merges import Merges, continue_merges
-from lep.tokenizers.words import count_words, of_scripts
-from lep.vocabulary import bare_tokenizer, merge_pairs
+from lep.tokenizers.merges import Merges, continue_merges, derivation
+from lep.tokenizers.words import count_words, of_scripts, token_use
+from lep.vocabulary import merge_pairs
 
 
 def optimization(
@@ -18,11 +18,12 @@ def optimization(
     keep: int,
     vocab_size: int,
     scripts: Sequence[str] = ("Cyrillic",),
+    facts: dict[str, Any] | None = None,
 ) -> PreTrainedTokenizerFast:
     """The `keep` old tokens most used, renumbered, and new merges of the target scripts up to `vocab_size`.
 
     `keep` counts every survivor: bytes, specials, and the parts that the merges of a survivor go through. Merges keep
-    their order, so a survivor's own letters still give it.
+    their order, so a survivor's own letters still give it. facts: filled with counts for the report.
     """
     family = family_of(base)
     require_bpe(family, "optimization")
@@ -40,19 +41,10 @@ def optimization(
     vocab, added_ids = family.place([*pieces, *fresh])
     model = bpe_model(family, vocab, [*merges, *learnt])
     tokenizer = assemble(family, model, added_ids)
+    if facts is not None:
+        facts |= {"kept_tokens": len(pieces) + len(family.added), "new_tokens": len(fresh)}
     warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
     return tokenizer
-
-
-def token_use(base: PreTrainedTokenizerFast, words: Counter[str]) -> dict[int, int]:
-    """How often each old token comes in the counted words."""
-    counts: Counter[int] = Counter()
-    tokenizer = bare_tokenizer(base, pre_tokenizer=False)
-    encoded = tokenizer.encode_batch_fast(list(words), add_special_tokens=False)
-    for encoding, count in zip(encoded, words.values(), strict=True):
-        for i in encoding.ids:
-            counts[i] += count
-    return counts
 
 
 def _cut(family: Family, use: dict[int, int], size: int) -> tuple[list[str], Merges]:
@@ -69,23 +61,8 @@ def _cut(family: Family, use: dict[int, int], size: int) -> tuple[list[str], Mer
     for piece in sorted(ids.keys() - added, key=lambda piece: (-use.get(ids[piece], 0), ids[piece])):
         if len(kept) >= size:
             break
-        needed = _parts(piece, ranks, kept) if piece not in kept else set()
-        if needed is not None and len(kept) + len(needed) <= size:
-            kept |= needed
+        made_of = derivation(piece, ranks) if piece not in kept else None
+        if made_of is not None and len(kept) + len(made_of - kept) <= size:
+            kept |= made_of
     merges = [(left, right) for left, right in ranks if left in kept and right in kept and left + right in kept]
     return sorted(kept, key=ids.__getitem__), merges
-
-
-def _parts(piece: str, ranks: dict[tuple[str, str], int], kept: set[str]) -> set[str] | None:
-    """A piece and the pieces its merges go through that are not kept yet; None if no merges give it whole."""
-    symbols, needed = list(piece), {piece, *piece} - kept
-    while len(symbols) > 1:
-        pairs = [ranks.get(pair, len(ranks)) for pair in zip(symbols, symbols[1:], strict=False)]
-        best = min(pairs)
-        if best == len(ranks):
-            return None
-        at = pairs.index(best)
-        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-        if symbols[at] not in kept:
-            needed.add(symbols[at])
-    return needed

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from lep.tokenizers.candidates import MAX_PIECE, candidates
 from lep.tokenizers.family import Family, assemble, family_of, require_room, warn_if_short
 from lep.tokenizers.report import unreachable_tokens
-from lep.tokenizers.words import as_piece, as_text, count_words, covering
+from lep.tokenizers.words import as_piece, as_text, count_words, covering, token_use
 from lep.vocabulary import MARK, read_vocabulary
 
 Scored = dict[str, float]  # piece as text -> log-probability
@@ -34,19 +34,20 @@ TO_DISGUISE = str.maketrans(DISGUISE)
 FROM_DISGUISE = str.maketrans({disguise: character for character, disguise in DISGUISE.items()})
 
 
-def unigram(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+def unigram(
+    base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: int, facts: dict[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
     """A Unigram vocabulary trained on the counted words of the base's pre-tokenizer, with the base's specials.
 
     `vocab_size` counts every id. Pieces never cut a letter; letters too rare for a piece are spelt in bytes, which are
     all there, so nothing is unknown. Byte-level bases get the pieces in byte glyphs and keep their pre-tokenizer.
+    facts: filled with counts for the report.
     """
     family = family_of(base)
     require_room(family, "tokenizer.vocab_size", vocab_size)
     if family.alphabet == "metaspace" and not family.added:
         raise ValueError("tokenizer=unigram: the base has no special token, and a Unigram model needs an unknown one.")
-    words: Counter[str] = Counter()
-    for word, count in count_words(family, texts).most_common(MAX_WORDS):
-        words[as_text(family, word)] += count
+    words = _as_texts(family, count_words(family, texts))
     size = vocab_size - family.num_reserved
     # Some pieces come out less likely than their parts and would never be used: train a few more and drop those.
     scored = train_pieces(words, size + size // 16 + 64)
@@ -55,8 +56,28 @@ def unigram(base: PreTrainedTokenizerFast, texts: Iterable[str], *, vocab_size: 
     dead = {names[i] for i in unreachable_tokens(trial)}
     alive = {piece: score for piece, score in scored.items() if as_piece(family, piece) not in dead}
     tokenizer = _build(family, _likeliest(family, alive, vocab_size))
+    if facts is not None:
+        facts |= {"trained_pieces": len(scored), "never_used_pieces": len(dead)}
     warn_if_short("tokenizer.vocab_size", vocab_size, len(tokenizer))
     return tokenizer
+
+
+def piece_counts(family: Family, words: Counter[str], size: int) -> Counter[str]:
+    """How often each piece of a Unigram vocabulary of that size comes in the words it is trained on.
+
+    Raw bytes, which spell the rare letters, are no pieces of its own and are not counted.
+    """
+    tokenizer = _build(family, train_pieces(_as_texts(family, words), size))
+    names, raw = read_vocabulary(tokenizer).pieces, {*family.byte_pieces}
+    counts = token_use(tokenizer, words)
+    return Counter({piece: count for i, count in counts.items() if (piece := names[i]) and piece not in raw})
+
+
+def _as_texts(family: Family, words: Counter[str]) -> Counter[str]:
+    texts: Counter[str] = Counter()
+    for word, count in words.most_common(MAX_WORDS):
+        texts[as_text(family, word)] += count
+    return texts
 
 
 def train_pieces(words: Mapping[str, int], size: int) -> Scored:

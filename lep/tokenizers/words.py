@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from lep.tokenizers.family import Family
-from lep.vocabulary import MARK, components, from_glyphs, model_ids, to_glyphs
+from lep.vocabulary import MARK, bare_tokenizer, components, from_glyphs, model_ids, to_glyphs
 
 # A space between two words opens a pre-token in every family, so a text may be cut there.
 WORD_BOUNDARY = re.compile(r"(?<=\S)(?= \S)")
@@ -78,6 +79,16 @@ def of_scripts(family: Family, words: Counter[str], scripts: tuple[str, ...]) ->
         for text, _ in split(as_text(family, word)):
             chosen[as_piece(family, text)] += count
     return chosen
+
+
+def token_use(tokenizer: PreTrainedTokenizerFast, words: Counter[str]) -> dict[int, int]:
+    """How often each token comes in the counted words."""
+    counts: Counter[int] = Counter()
+    encoded = bare_tokenizer(tokenizer, pre_tokenizer=False).encode_batch_fast(list(words), add_special_tokens=False)
+    for encoding, count in zip(encoded, words.values(), strict=True):
+        for i in encoding.ids:
+            counts[i] += count
+    return counts
 
 
 def as_text(family: Family, word: str) -> str:

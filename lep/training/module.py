@@ -2,7 +2,8 @@
 
 In: a causal language model whose every other weight stays as it is, and initialised tables for its new vocabulary.
 Out: the trained tables (`EmbeddingTraining.embeddings`). Assumed: blocks of token ids of the new vocabulary, and a
-head that is a plain matrix (no bias, scale or cap on the logits), which is tested before any training.
+head that is a plain matrix (no bias, scale or cap on the logits), which is tested before any training. A model that
+scales its embeddings (Gemma) does so here too: what is trained are the rows as they are stored.
 """
 
 # B batch, L block, U new vocabulary, D hidden
@@ -79,6 +80,7 @@ class EmbeddingTraining(pl.LightningModule):
         # A checkpoint holds the trained rows alone, so the frozen weights are rightly missing from it.
         self.strict_loading = False
 
+        self._scale = _embedding_scale(model)
         self.body = _take_body(model, embeddings)
         table, head = embeddings.input, embeddings.output
         self.input = TrainedTable(table, first_trained=first_trained, frozen_rows=frozen_rows)
@@ -101,6 +103,8 @@ class EmbeddingTraining(pl.LightningModule):
     def hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states [B, L, D] of the token ids [B, L], in the dtype of the body."""
         states = self.input(ids).to(self.body.dtype)
+        if self._scale != 1:
+            states = states * torch.tensor(self._scale, dtype=states.dtype)  # rounded as the model rounds it
         return self.body(inputs_embeds=states, use_cache=False).last_hidden_state
 
     def loss(self, inputs: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
@@ -319,13 +323,13 @@ def _check_rows(rows: Sequence[int], size: int) -> None:
 
 
 def _check_model(model: PreTrainedModel) -> None:
-    """ValueError unless the model's logits are exactly its output table times the body's states of its input table."""
+    """ValueError unless the model's logits are its output table times the body's states of its (scaled) input table."""
     config = model.config.get_text_config()
     changes = {key: value for key in LOGIT_CHANGES if (value := getattr(config, key, None)) not in (None, 1)}
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if getattr(head, "bias", None) is not None:
         changes["lm_head.bias"] = True
-    if type(head) is not nn.Linear or type(table) is not nn.Embedding:
+    if type(head) is not nn.Linear or not isinstance(table, nn.Embedding):
         changes["tables"] = f"{type(table).__name__}, {type(head).__name__}"
     if changes or not _head_is_plain(model):
         raise ValueError(
@@ -336,16 +340,22 @@ def _check_model(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _head_is_plain(model: PreTrainedModel) -> bool:
-    """Whether the body on looked-up rows, times the output table, gives the logits of the model itself."""
+    """Whether the body on looked-up and scaled rows, times the output table, gives the logits of the model itself."""
     was_training = model.training
     model.eval()
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(table, nn.Embedding) and isinstance(head, nn.Linear)
     ids = torch.arange(min(8, table.num_embeddings), device=table.weight.device)[None]
-    states = model.get_decoder()(inputs_embeds=table.weight[ids], use_cache=False).last_hidden_state
+    rows = table.weight[ids] * torch.tensor(_embedding_scale(model), dtype=table.weight.dtype)
+    states = model.get_decoder()(inputs_embeds=rows, use_cache=False).last_hidden_state
     expected = model(ids, use_cache=False).logits
     model.train(was_training)
     return torch.allclose(states @ head.weight.T, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+def _embedding_scale(model: PreTrainedModel) -> float:
+    """What the model's lookup multiplies a row by before the body sees it: sqrt(D) in Gemma 3, elsewhere 1."""
+    return float(getattr(model.get_input_embeddings(), "embed_scale", 1.0))
 
 
 def _take_body(model: PreTrainedModel, embeddings: Embeddings) -> PreTrainedModel:

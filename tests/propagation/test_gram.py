@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 from pico_models import random_operator
 from torch.testing import assert_close
 
-from lep.propagation.gram import accumulate, combined_rows, condition_number, explained, fit_change, gram, ridge_change
+from lep.propagation.gram import (
+    accumulate,
+    add_symmetric_,
+    combined_rows,
+    condition_number,
+    explained,
+    fit_change,
+    gram,
+    ridge_change,
+)
 
 
 def pairs_of(rows: int, hidden: int = 6, *, seed: int = 0):
@@ -82,3 +91,25 @@ def test_combined_rows_are_the_rows_of_the_product():
     rows = np.array([3, 68, 41, 3])
     expected = operator.weights.toarray().astype(np.float64) @ table[:50].double().numpy()
     assert_close(combined_rows(operator, table, rows), torch.from_numpy(expected[rows]))
+
+
+def test_near_duplicate_rows_give_a_small_map():
+    """Three directions for a thousand rows of hidden size 6, and noise in the tune: there is nothing to explain."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(1000, 3, generator=generator).double() @ torch.randn(3, 6, generator=generator).double()
+    instruct = base + 0.01 * torch.randn(1000, 6, generator=generator)
+
+    def pairs(rows):
+        return base[torch.from_numpy(rows)], instruct[torch.from_numpy(rows)]
+
+    change_map, facts = fit_change(pairs, np.arange(1000), ridge=1e-3)
+    assert change_map.norm() < 0.01 and facts["condition_number"] > 1e12
+
+
+def test_the_symmetric_product_is_the_product(monkeypatch):
+    monkeypatch.setattr("lep.propagation.gram.SYMMETRIC_COLUMNS", 4)
+    rows = torch.randn(9, 11, dtype=torch.float64)
+    total = torch.ones(11, 11, dtype=torch.float64)
+    add_symmetric_(total, rows)
+    add_symmetric_(total, rows)
+    assert_close(total, 1 + 2 * rows.T @ rows)

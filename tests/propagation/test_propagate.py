@@ -6,14 +6,20 @@ from pico_models import FAMILIES, identity_operator, pico_model, random_operator
 from torch import Tensor
 from torch.testing import assert_close
 
-from lep.embeddings import Embeddings, embeddings_of, set_embeddings_
-from lep.propagation import propagate
+from lep.embeddings import Embeddings, embeddings_of, open_tables, set_embeddings_
+from lep.propagation import propagate as propagate_lazily
 from lep.propagation.conversion import conversion
 from lep.propagation.delta import delta
 from lep.propagation.overlap import overlap
 from lep.propagation.swap import swap
+from lep.shards import blocks, in_memory
 
 RULES = [swap, delta, partial(overlap, ridge=1e-3), partial(conversion, ridge=1e-3)]
+
+
+def propagate(*arguments, **options) -> tuple[Embeddings, dict]:
+    result, diagnostics = propagate_lazily(*arguments, **options)
+    return result.in_memory(), diagnostics
 
 
 def tables(rows: int, *, seed: int, tied: bool = False, hidden: int = 8) -> Embeddings:
@@ -31,11 +37,11 @@ def test_input_and_output_go_through_the_rule_separately_and_once_when_tied(rule
     operator = random_operator(60, 40, shared=30)
     given = [tables(rows, seed=seed, tied=tied) for seed, rows in enumerate((60, 40, 40))]
     result, diagnostics = propagate(rule, *given, operator)
-    assert_close(result.input, rule(*(model.input for model in given), operator)[0])
+    assert_close(result.input, in_memory(rule(*(model.input for model in given), operator)[0]))
     assert set(diagnostics) == ({"input"} if tied else {"input", "output"})
     assert result.tied is tied
     if result.output is not None:
-        assert_close(result.output, rule(*(model.output for model in given), operator)[0])
+        assert_close(result.output, in_memory(rule(*(model.output for model in given), operator)[0]))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -58,6 +64,35 @@ def test_instruct_equal_to_base_gives_the_adapted_tables_under_every_rule():
         assert_close(result.input, adapted.input)
         assert_close(result.output, adapted.output)
         assert diagnostics["output"]["relative_drift"] == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tables_on_disk_give_what_tables_in_memory_give(tmp_path, rule):
+    """Bit for bit, in any blocks: reading row by row is no other arithmetic."""
+    operator = random_operator(60, 40, shared=30, specials=4)
+    given = [tables(rows, seed=seed).map(Tensor.bfloat16) for seed, rows in enumerate((60, 40, 42))]
+    for number, model in enumerate(given):
+        model.save(tmp_path / f"{number}.safetensors")
+    stored = [open_tables(tmp_path / f"{number}.safetensors") for number in range(3)]
+    expected, facts = propagate(rule, *given, operator, kept_rows=[(63, 41)])
+    found, same = propagate_lazily(rule, *stored, operator, kept_rows=[(63, 41)])
+    assert same == facts
+    assert found.output is not None and expected.output is not None
+    for ours, theirs in ((found.input, expected.input), (found.output, expected.output)):
+        assert torch.equal(in_memory(ours), theirs)
+        assert_close(torch.cat(list(blocks(ours, rows=7))), theirs, rtol=2**-7, atol=0)
+
+
+def test_results_are_rounded_once():
+    """Bfloat16 in and out: within half a unit in the last place, which two roundings would exceed."""
+    operator = random_operator(600, 400, shared=100)
+    given = [tables(rows, seed=seed, tied=True).map(Tensor.bfloat16) for seed, rows in enumerate((600, 400, 400))]
+    dense = torch.from_numpy(operator.weights.toarray()).double()
+    adapted, base, instruct = (model.input.double() for model in given)
+    exact = adapted + dense @ (instruct - base)
+    result, _ = propagate(delta, *given, operator)
+    units = 2.0 ** (exact.abs().log2().floor() - 7)  # bfloat16 has 8 significant bits
+    assert ((result.input - exact).abs() <= 0.5001 * units).all()
 
 
 def test_drift_is_the_relative_change_of_trained_rows():

@@ -142,13 +142,14 @@ def test_numbers_are_split_as_the_family_splits_them(variant):
 def test_unigram_keeps_a_frequent_word_that_is_part_of_no_other():
     words = ["живёт"] * 200 + [f"{a}{b}" for a in ("дом", "том", "кот", "сад") for b in ("а", "у", "ом", "е")] * 3
     tokenizer = unigram(byte_level_bpe(), [" " + " ".join(words)], vocab_size=285)
-    assert segmentations(tokenizer, " живёт") == ["·живёт"]
+    assert segmentations(tokenizer, [" живёт"]) == [["·живёт"]]
 
 
 def test_unigram_learns_runs_of_spaces():
     code = [f"{word}:\n        {word} = {word}" for word in "for while def class with".split()] * 20
     tokenizer = unigram(byte_level_bpe(), BILINGUAL + code, vocab_size=420)
-    assert segmentations(tokenizer, ":\n        for")[-2] == "·" * 7  # the eighth opens the word
+    (shown,) = segmentations(tokenizer, [":\n        for"])
+    assert shown[-2] == "·" * 7  # the eighth opens the word
 
 
 def test_unigram_spells_out_a_text_that_looks_like_a_byte_piece():
@@ -166,6 +167,16 @@ def test_optimization_keeps_old_merges_in_order_and_whole_derivations(base):
     assert new["merges"][: len(kept)] == kept
     made = {a + b for a, b in kept}
     assert all(len(piece) == 1 or piece in made for piece in survivors if not piece.startswith("<0x"))
+
+
+def test_facts_count_what_was_made():
+    base, facts = byte_level_bpe(), {}
+    grown = optimization(base, BILINGUAL, keep=330, vocab_size=390, facts=facts)
+    assert facts["kept_tokens"] == 330 and facts["kept_tokens"] + facts["new_tokens"] == len(grown) == 390
+    replaced = bpe(base, BILINGUAL, vocab_size=450, facts=facts)
+    assert facts["merges"] == len(tokenizer_json(replaced)["model"]["merges"])
+    unigram(base, BILINGUAL, vocab_size=400, facts=facts)
+    assert facts["trained_pieces"] > facts["never_used_pieces"] >= 0
 
 
 def test_impossible_sizes_are_refused_before_any_text_is_read():
@@ -219,17 +230,22 @@ def test_one_corpus_gives_one_vocabulary():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_report_counts_what_the_tokenizer_does(variant):
     tokenizer = built("byte_level", variant)
-    report = vocabulary_report(tokenizer, {"ru": RUSSIAN, "en": ENGLISH})
+    report = vocabulary_report(tokenizer, {"a/tales.txt": {"ru": RUSSIAN[:9], "en": ENGLISH}, "b": {"ru": RUSSIAN[9:]}})
     assert json.loads(json.dumps(report)) == report
     tokens = sum(len(ids_of(tokenizer, text)) for text in RUSSIAN)
     russian = report["languages"]["ru"]
     assert russian["characters_per_token"] == pytest.approx(sum(map(len, RUSSIAN)) / tokens)
     assert russian["tokens_per_word"] == pytest.approx(tokens / sum(len(text.split()) for text in RUSSIAN))
+    assert set(report["domains"]) == {"tales", "b"}
+    assert sum(domain["tokens"] for domain in report["domains"].values()) == sum(
+        language["tokens"] for language in report["languages"].values()
+    )
+    assert report["unicode_characters_lost"] == 0 and report["digits_per_token"] in (2, 3)
     assert report["size"] == len(tokenizer) and report["unreachable_tokens"] == 0 and 0 < report["share_used"] <= 1
 
 
 def test_segmentations_print_spaces_bytes_and_marks():
-    assert "".join(segmentations(byte_level_bpe(), " Ы日\n<s>")).startswith("·")
-    shown = segmentations(byte_level_bpe(), "日\n<s>")
+    spaced, shown = segmentations(byte_level_bpe(), [" Ы日\n<s>", "日\n<s>"])
+    assert "".join(spaced).startswith("·")
     assert shown == ["<E6>", "<97>", "<A5>", "↵", "<s>"]
     assert len(MARKS) == 6

@@ -1,0 +1,157 @@
+"""Time and peak memory of learning a vocabulary, beside what a user of the plain libraries would write.
+
+    python benchmarks/train_tokenizers.py --base DIR --sizes 32000 128000 texts/*.jsonl.gz
+
+DIR holds the tokenizer of the base model, whose family the vocabularies of `lep` keep. Every row is a process of its
+own, so that its peak is its own. One document in twelve is held out, by the hash of its source; characters a token are
+of the held-out documents of the files whose name starts with --judged.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import sentencepiece
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
+
+from lep.checkpoints import load_tokenizer
+from lep.corpus.text_files import open_text
+from lep.tokenizers import bpe, unigram
+
+Count = Callable[[str], int]  # tokens of a text
+MEBIBYTE = 2**20
+
+
+class Texts:
+    """The texts to train on, or the held-out ones, read anew by every iteration."""
+
+    def __init__(self, paths: list[Path], *, held_out: bool) -> None:
+        self.paths, self.held_out = paths, held_out
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            with open_text(path) as stream:
+                for line in stream:
+                    record = json.loads(line)
+                    digest = hashlib.sha256(f"{path.name} {record['source']}".encode()).digest()
+                    if (digest[0] % 12 == 0) == self.held_out:
+                        yield record["text"]
+
+
+def lep_bpe(base: Path, texts: Texts, size: int) -> Count:
+    tokenizer = bpe(load_tokenizer(base, key="--base"), texts, vocab_size=size)
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def lep_unigram(base: Path, texts: Texts, size: int) -> Count:
+    tokenizer = unigram(load_tokenizer(base, key="--base"), texts, vocab_size=size)
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def tokenizers_bpe(base: Path, texts: Texts, size: int) -> Count:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def tokenizers_unigram(base: Path, texts: Texts, size: int) -> Count:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = UnigramTrainer(vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def sentencepiece_unigram(base: Path, texts: Texts, size: int) -> Count:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts for line in text.split("\n") if line.strip()),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=size,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        num_threads=os.cpu_count() or 1,
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return lambda text: len(processor.encode(text))
+
+
+WAYS = {
+    "lep bpe": lep_bpe,
+    "tokenizers BPE": tokenizers_bpe,
+    "lep unigram": lep_unigram,
+    "tokenizers Unigram": tokenizers_unigram,
+    "sentencepiece Unigram": sentencepiece_unigram,
+}
+
+
+def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> dict[str, float]:
+    """Train once in this process; seconds and peak of the training alone, then characters a token."""
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a corpus too small for the size is seen in the table
+        count = WAYS[way](base, Texts(paths, held_out=False), size)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    texts = list(Texts([path for path in paths if path.name.startswith(judged)], held_out=True))
+    tokens = sum(map(count, texts))
+    return {
+        "seconds": seconds,
+        "peak": peak,
+        "characters_per_token": sum(map(len, texts)) / max(tokens, 1),
+        "documents": len(texts),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path, help="JSON Lines with `text` and `source`, plain, .gz or .zst")
+    parser.add_argument("--base", type=Path, required=True, help="directory of the base model's tokenizer")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32_000])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--judged", default="ru_fiction", help="files to judge on: how their names start")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # one row, as JSON
+    given = parser.parse_args()
+    if given.alone:
+        print(json.dumps(measure(given.ways[0], given.base, given.paths, given.sizes[0], given.judged)))
+        return
+    table = Table("vocabulary", "tokens", "seconds", "peak memory, MiB", "characters a token", "held-out documents")
+    console = Console()
+    for size in given.sizes:
+        for way in given.ways:
+            with console.status(f"{way}, {size:,} tokens"):
+                row = alone(way, size, given)
+            figures = (f"{row['seconds']:.1f}", f"{row['peak'] / MEBIBYTE:,.0f}", f"{row['characters_per_token']:.3f}")
+            table.add_row(way, f"{size:,}", *figures, str(row["documents"]))
+            console.print(f"{way}, {size:,}: {', '.join(figures)}", highlight=False)
+    console.print(table)
+
+
+def alone(way: str, size: int, given: argparse.Namespace) -> dict[str, float]:
+    """One row, from a process of its own."""
+    arguments = ["--alone", "--base", str(given.base), "--sizes", str(size), "--judged", given.judged, "--ways", way]
+    command = [sys.executable, __file__, *map(str, given.paths), *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
