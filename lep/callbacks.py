@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.artifacts import Store
 from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token
-from lep.benchmark.micro import Record, read_records, write_records
+from lep.benchmark.records import Record, read_records, write_records
 from lep.benchmark.scoring import end_tokens, generate, render_chat
 from lep.chat import end_of_turn
 from lep.checkpoints import load_model

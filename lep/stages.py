@@ -25,19 +25,27 @@ from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
-from lep.benchmark.micro import compare, samples, write_records
+from lep.benchmark.asking import Ranks
+from lep.benchmark.records import compare, samples, write_records
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, check_context, plain, planned_stages, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
-from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, written_bytes
+from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.memory import propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
 from lep.shards import Table, tensor_files
 from lep.tokenizers.report import compare_vocabularies, vocabulary_change
-from lep.training import EmbeddingTraining, LastCheckpoint, PackedData, TrainingProgress, held_out_windows
+from lep.training import (
+    BenchmarkWhileTraining,
+    EmbeddingTraining,
+    LastCheckpoint,
+    PackedData,
+    TrainingProgress,
+    held_out_windows,
+)
 from lep.training.module import STATE_KEY
 from lep.vocabulary import SubtokenOperator, kept_ids, read_vocabulary, subtoken_operator
 
@@ -311,6 +319,7 @@ def fit_tables(
     module, data = make_training(plan, start)
     checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=config.training.checkpoint_every_steps)
     callbacks = [checkpoint, *([TrainingProgress()] if config.trainer.enable_progress_bar else []), *callbacks]
+    callbacks += make_watcher(plan, start.tokenizer)
     trainer = make_trainer(config, loggers, callbacks)
     if checkpoint.path is None:
         trainer.validate(module, data, verbose=False)  # bits per byte of the initialised tables
@@ -319,6 +328,38 @@ def fit_tables(
         log_again([logger for logger in loggers if isinstance(logger, CSVLogger)], state[STATE_KEY]["history"])
     trainer.fit(module, data, ckpt_path=checkpoint.path)
     return module.history
+
+
+def make_watcher(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> list[Callback]:
+    """What benchmarks the base model with the tables as they stand in training, if the config asks for it."""
+    settings = plan.config.during_training
+    if settings.every_steps is None:
+        return []
+    suites = [build({**plain(node), **_limited(node, settings.limit)}) for node in settings.suites.values()]
+
+    def judge(tables: Embeddings) -> dict[str, float]:
+        model = checkpoints.load_model(plan.base_dir)
+        set_embeddings_(model, tables)
+        scores: dict[str, float] = {}
+        for suite in suites:
+            shared_out = {"ranks": Ranks.current()} if hasattr(suite, "fingerprint") else {}
+            found = suite(model.to(device_of(plan.config)), tokenizer, **shared_out).scores  # type: ignore[arg-type]
+            scores |= {key: score.value for key, score in found.items()}
+        return scores
+
+    return [BenchmarkWhileTraining(settings.every_steps, judge)]
+
+
+def _limited(node: DictConfig, limit: int | None) -> dict[str, int]:
+    """The suite's own name for how many items of a task it asks, with the limit."""
+    return {key: limit for key in ("limit", "items_per_task") if key in node and limit is not None}
+
+
+def device_of(config: DictConfig) -> str:
+    """Where models are benchmarked."""
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def log_again(loggers: list[Logger], history: list[dict[str, float]]) -> None:
@@ -398,7 +439,6 @@ def make_judge(
     suites = (
         {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in planned_stages(config) else {}
     )
-    accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return Judge(
         store=plan.store,
         instruct_dir=plan.instruct_dir,
@@ -417,7 +457,7 @@ def make_judge(
             "measured": config.measured_characters,
             "context": BITS_CONTEXT,
         },
-        device="cuda" if accelerated else "cpu",
+        device=device_of(config),
         recipe=plain(config),
         pad_to=config.export_pad_to,
     )

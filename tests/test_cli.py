@@ -28,6 +28,9 @@ SMALL = (
 )
 
 
+WATCHED = ("during_training.every_steps=4", "during_training.limit=2")
+
+
 def lep(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, check=check
@@ -51,7 +54,7 @@ def run_dir(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("run")
-    done = lep(folder, "logger=[csv,wandb]", "export=[conversion]")
+    done = lep(folder, "logger=[csv,wandb]", "export=[conversion]", *WATCHED)
     return folder, done.stdout
 
 
@@ -71,12 +74,23 @@ def test_one_run_leaves_everything(finished: tuple[Path, str]):
         assert words in printed
 
 
+def test_the_benchmark_is_a_curve_over_the_steps(finished: tuple[Path, str]):
+    folder, _ = finished
+    with (run_dir(folder) / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["benchmark/minimal pairs/ru"]]
+    assert [int(row["step"]) for row in rows] == [4, 8, 12]
+    assert all(0 <= float(row["benchmark/minimal pairs/ru"]) <= 1 for row in rows)
+    curve = read_result(run_dir(folder) / "result.json").training["curve"]
+    assert [row["step"] for row in curve if "benchmark/minimal pairs/ru" in row] == [4, 8, 12]
+
+
 def test_weights_and_biases_holds_it_all_offline(finished: tuple[Path, str]):
     folder, _ = finished
     run = read_offline_run(run_dir(folder))
     assert run.group == "test" and run.exit_code == 0
     assert run.config["training"]["steps"] == 12
     assert sum("train/loss" in step for step in run.history) >= 12
+    assert sum("benchmark/minimal pairs/ru" in step for step in run.history) == 3
     assert {"benchmark", "propagation"} <= set(run.tables())
     (files,) = (paths for name, paths in run.artifacts.items() if name.startswith("tiny-extension"))
     assert "embeddings.safetensors" in files
@@ -86,7 +100,7 @@ def test_a_second_launch_returns_at_once_with_the_same_record(finished: tuple[Pa
     folder, _ = finished
     record = run_dir(folder) / "result.json"
     before = record.stat().st_mtime_ns
-    again = lep(folder, "logger=[csv,wandb]", "export=[conversion]")
+    again = lep(folder, "logger=[csv,wandb]", "export=[conversion]", *WATCHED)
     assert record.stat().st_mtime_ns == before
     assert "is done already" in again.stdout
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lep"
 # Each may import those in the layers below its own, and nothing beside it in its own layer.
 LAYERS = (
-    {"__main__"},
+    {"__main__", "benchmark_app"},
     {"run", "study"},
     {"terminal", "loggers"},
     {"stages"},
@@ -24,7 +24,7 @@ LAYERS = (
     {"durable"},
 )
 BORDERS = {
-    "hydra": {"run", "config"},
+    "hydra": {"run", "benchmark_app", "config"},
     "pytorch_lightning": {"training", "callbacks", "stages", "loggers", "run"},
     "wandb": {"loggers"},
     "matplotlib": set(),

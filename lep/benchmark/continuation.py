@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.benchmark.bits_per_byte import generation_speed
-from lep.benchmark.micro import MicroResult, Record
+from lep.benchmark.records import Record, SuiteResult
 from lep.benchmark.scoring import generate
 
 
@@ -21,7 +21,7 @@ class Continuation:
 
     def __call__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
-    ) -> MicroResult:
+    ) -> SuiteResult:
         records, details = [], {}
         for language, prompts in self.prompts.items():
             written = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
@@ -31,4 +31,4 @@ class Continuation:
             ]
             speed = generation_speed(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
             details["speed" if not details else f"speed/{language}"] = speed  # the first language is the target
-        return MicroResult({}, details, records)
+        return SuiteResult({}, details, records)

@@ -3,10 +3,13 @@
 In: answers, token counts or per-item values. Out: plain numbers. Nothing here knows of models or files.
 """
 
-from collections.abc import Sequence
+import string
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import regex
 
 
 def normalise(text: str) -> str:
@@ -85,3 +88,90 @@ def paired_difference(
     draws = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), size=resamples)
     low, high = np.quantile(draws @ values / len(differences), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Difference(float(differences.mean()), float(low), float(high), len(differences))
+
+
+def bootstrap_stderr(
+    statistic: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000, seed: int = 0
+) -> float:
+    """Standard error of a statistic that is no mean, by bootstrap over its n units; nan for a single one.
+
+    statistic: of the units at the given places (int64 [n], with repeats).
+    """
+    if n < 2:
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    return float(np.std([statistic(rng.integers(0, n, n)) for _ in range(resamples)], ddof=1))
+
+
+def stratified_mean(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Mean of the means of groups of values, each group weighing the same, with its standard error."""
+    parts = [mean_and_stderr(group) for group in values]
+    mean, errors = np.mean([value for value, _ in parts]), np.array([stderr for _, stderr in parts])
+    return float(mean), float(np.sqrt(np.square(errors).sum()) / len(parts))
+
+
+def accuracy(expected: Sequence[Hashable], found: Sequence[Hashable]) -> float:
+    """Share of equal pairs."""
+    return sum(a == b for a, b in zip(expected, found, strict=True)) / len(expected)
+
+
+def f1_macro(expected: Sequence[Hashable], found: Sequence[Hashable]) -> float:
+    """Unweighted mean of F1 over the labels that occur in either."""
+    pairs = Counter(zip(expected, found, strict=True))
+    labels = {label for pair in pairs for label in pair}
+    right = {label: pairs[label, label] for label in labels}
+    wrong = Counter(label for pair in pairs.elements() if pair[0] != pair[1] for label in pair)
+    return sum(2 * right[label] / (2 * right[label] + wrong[label]) for label in labels) / len(labels)
+
+
+def matthews(expected: Sequence[Hashable], found: Sequence[Hashable]) -> float:
+    """Matthews correlation of two labellings with any number of labels; 0 where either holds one label only."""
+    n, pairs = len(expected), Counter(zip(expected, found, strict=True))
+    truth, guess = Counter(expected), Counter(found)
+    right = sum(count for (a, b), count in pairs.items() if a == b)
+    covariance = right * n - sum(truth[label] * guess[label] for label in truth)
+    spread = (n * n - sum(c * c for c in truth.values())) * (n * n - sum(c * c for c in guess.values()))
+    return covariance / spread**0.5 if spread else 0.0
+
+
+def overlap_f1(found: Sequence[Hashable], expected: Sequence[Hashable]) -> float:
+    """F1 of two multisets, say the words of an answer and of the right one; 0 where they share nothing."""
+    shared = (Counter(found) & Counter(expected)).total()
+    return 2 * shared / (len(found) + len(expected)) if shared else 0.0
+
+
+def squad_words(text: str) -> list[str]:
+    """Words as SQuAD compares them: lower case, without ASCII punctuation and English articles."""
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
+
+
+@dataclass(frozen=True)
+class Rouge:
+    """Overlap of n-grams of a text with those of a reference."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def rouge(found: Sequence[str], reference: Sequence[str], *, n: int) -> Rouge:
+    """ROUGE-n of two texts given as words; zeros where either has no n-gram."""
+    ours, theirs = (Counter(zip(*(words[k:] for k in range(n)), strict=False)) for words in (found, reference))
+    shared = (ours & theirs).total()
+    if not shared:
+        return Rouge(0.0, 0.0, 0.0)
+    return Rouge(shared / ours.total(), shared / theirs.total(), 2 * shared / (ours.total() + theirs.total()))
+
+
+def r_precision(scores: Sequence[float] | np.ndarray, relevant: Sequence[int]) -> float:
+    """Share of the K relevant places among the K highest scores; ties go to the earlier place, 0 where K is 0."""
+    wanted = set(relevant)
+    best = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[: len(wanted)]
+    return len(wanted & set(best.tolist())) / len(wanted) if wanted else 0.0
+
+
+def script_share(text: str, script: str) -> float | None:
+    """Share of the text's letters that are of a Unicode script ("Cyrillic", "Latin"); None where it has no letter."""
+    letters = len(regex.findall(r"\p{L}", text))
+    return len(regex.findall(rf"(?=\p{{L}})\p{{{script}}}", text)) / letters if letters else None

@@ -6,18 +6,16 @@ Content and stopping are judged apart: an answer is the text before the first ne
 however it ends; what ended it is counted in the details.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.assets.microworld import Item, benchmark_items
-from lep.benchmark.metrics import exact_match, length_ratio, mean_and_stderr, paired_difference
+from lep.benchmark.metrics import exact_match, length_ratio, mean_and_stderr
+from lep.benchmark.records import STOPS, Record, Stop, SuiteResult, group_by_key
 from lep.benchmark.scoring import (
     Generation,
     end_tokens,
@@ -30,50 +28,6 @@ from lep.benchmark.scoring import (
 from lep.chat import end_of_turn
 from lep.results import Score
 
-Stop = Literal["end of turn", "other end token", "newline", "never"]
-STOPS: tuple[Stop, ...] = ("end of turn", "other end token", "newline", "never")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One item as it was asked and answered.
-
-    prompt: the very text given to the model. expected: empty where nothing is, as in a text to go on with, which nobody
-    judges. stop: what ended a written answer. length_ratio: of a copy, how near its
-    token count is to that of the expected text. option_scores: of a ranked item, log-probabilities in nats.
-    """
-
-    task: str
-    language: str
-    prompt: str
-    answer: str
-    expected: str
-    right: bool
-    stop: Stop | None = None
-    length_ratio: float | None = None
-    option_scores: tuple[float, ...] = ()
-
-    @property
-    def key(self) -> str:
-        return f"{self.task}/{self.language}"
-
-    @property
-    def judged(self) -> bool:
-        return bool(self.expected)
-
-
-@dataclass(frozen=True)
-class MicroResult:
-    """What the micro benchmark found.
-
-    scores: share of right answers by "task/language". details: what else there is to say of a task, by the same keys.
-    records: in the order of the items.
-    """
-
-    scores: dict[str, Score]
-    details: dict[str, dict[str, Any]]
-    records: list[Record]
-
 
 @dataclass(frozen=True)
 class MicroBenchmark:
@@ -84,14 +38,14 @@ class MicroBenchmark:
 
     def __call__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
-    ) -> MicroResult:
+    ) -> SuiteResult:
         items = benchmark_items(seed=self.seed, items_per_task=self.items_per_task)
         return run_micro(model, tokenizer, items, progress=progress)
 
 
 def run_micro(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], *, progress: str | None = None
-) -> MicroResult:
+) -> SuiteResult:
     """Ask every item and judge the answers. Raises ValueError if the tokenizer has no chat template."""
     written = [i for i, item in enumerate(items) if not item.options]
     ranked = [i for i, item in enumerate(items) if item.options and item.prompt]
@@ -103,75 +57,12 @@ def run_micro(
     return summarise([records[i] for i in range(len(items))])
 
 
-def summarise(records: Sequence[Record]) -> MicroResult:
+def summarise(records: Sequence[Record]) -> SuiteResult:
     """Scores and details of the records, by task and language in order of appearance."""
     groups = group_by_key(records)
-    scores = {key: Score(*mean_and_stderr([r.right for r in group]), len(group)) for key, group in groups.items()}
+    scores = {key: Score(*mean_and_stderr([r.value for r in group]), len(group)) for key, group in groups.items()}
     details = {key: found for key, group in groups.items() if (found := _details(group))}
-    return MicroResult(scores, details, list(records))
-
-
-def group_by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.key, []).append(record)
-    return groups
-
-
-def compare(
-    records: Mapping[str, Sequence[Record]], *, baselines: Sequence[str] = (), seed: int = 0
-) -> list[dict[str, Any]]:
-    """Paired differences between models on every task: what the report's verdict is computed from.
-
-    records: of each model, on the same items in the same order. Every pair of models is compared but for those with a
-    baseline in them. Returns dicts {task, a, b, difference, low, high, n}, `difference` = share right of a minus of b,
-    with a 95 % bootstrap interval over items.
-    """
-    judged = {name: [row for row in rows if row.judged] for name, rows in records.items() if name not in baselines}
-    grouped = {name: group_by_key(rows) for name, rows in judged.items()}
-    return [
-        {"task": key, "a": a, "b": b, **asdict(_difference(grouped[a][key], grouped[b][key], seed))}
-        for a, b in combinations(grouped, 2)
-        for key in grouped[a]
-    ]
-
-
-def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> list[dict[str, Any]]:
-    """The first items of every task with what each model answered, for people to read.
-
-    records: of each model, on the same items in the same order.
-    """
-    grouped = {name: group_by_key(rows) for name, rows in records.items()}
-    first = next(iter(grouped.values()), {})
-    return [
-        {
-            "task": item.task,
-            "language": item.language,
-            "prompt": item.prompt,
-            "expected": item.expected or None,
-            "answers": [
-                {"model": name, "answer": groups[key][i].answer, "right": groups[key][i].right if item.judged else None}
-                for name, groups in grouped.items()
-            ],
-        }
-        for key, group in first.items()
-        for i, item in enumerate(group[:per_task])
-    ]
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """One JSON object a line, in order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as stream:
-        for record in records:
-            stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records that `write_records` wrote."""
-    with path.open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream]
-    return [Record(**{**row, "option_scores": tuple(row["option_scores"])}) for row in rows]
+    return SuiteResult(scores, details, list(records))
 
 
 def _written(
@@ -245,8 +136,3 @@ def _details(records: Sequence[Record]) -> dict[str, Any]:
     if ratios := [r.length_ratio for r in records if r.length_ratio is not None]:
         details["length_ratio"] = mean_and_stderr(ratios)[0]
     return details
-
-
-def _difference(a: Sequence[Record], b: Sequence[Record], seed: int) -> Any:
-    assert [(r.prompt, r.expected) for r in a] == [(r.prompt, r.expected) for r in b], "the same items, in one order"
-    return paired_difference([r.right for r in a], [r.right for r in b], seed=seed)

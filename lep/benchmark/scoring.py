@@ -2,21 +2,24 @@
 
 In: a model and its tokenizer in memory, on any device, and texts. Out: numbers and texts in the order of the input.
 Assumed: the model is causal and its output rows are the tokenizer's ids, perhaps followed by padding rows, which get no
-probability. Texts are batched by length, so the batch size changes the speed and not the result.
+probability. Texts are batched by length, and what many begin with (the examples of a few-shot prompt, the question
+before its options) is read once, so batches and sharing change the speed and not the result.
 """
 
-# B rows of a batch, L positions, V output rows, D hidden, N scored tokens
+# B rows of a batch, L positions, P positions of a shared beginning, V output rows, D hidden, N scored tokens
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lep.vocabulary import read_vocabulary
 
@@ -25,6 +28,8 @@ _LOGITS_AT_ONCE = 2**26
 # A batch of short texts is bound by these two; beyond them a batch only costs memory.
 _TOKENS_AT_ONCE = 8192
 _ROWS_AT_ONCE = 256
+# A beginning that is shared by fewer tokens than this is read with every row: a second pass would cost more.
+_SHARED_AT_LEAST = 16
 # Bytes that begin a character in UTF-8: all but 0x80..0xBF.
 _STARTING_BYTES = bytes(byte for byte in range(256) if byte & 0xC0 != 0x80)
 # UTF-8 spends at most four bytes on a character and a token holds at least one byte.
@@ -58,18 +63,59 @@ class TokenScores:
         return float(self.logprobs.sum())
 
 
+Turn = tuple[Literal["system", "user", "assistant"], str]
+# Letters that no template writes by itself; they keep it from trimming what stands before them.
+_OPEN = "zqxopenzqx"
+
+
 def render_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     """The prompt as one user turn in the tokenizer's chat format, with the assistant's turn opened after it.
 
     The text is the template's own: whether it begins with BOS is the template's decision, as in `pipeline`.
     """
+    _check_template(tokenizer)
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
+    """Turns in the tokenizer's chat format, the last of them the assistant's and left open for the model to go on.
+
+    What the open turn holds ends the text, its trailing space included (templates trim it). ValueError if the template
+    leaves out any of the turns.
+    """
+    _check_template(tokenizer)
+    assert turns and turns[-1][0] == "assistant", "the assistant's turn is the one left open"
+    texts = [content for _, content in turns]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    messages[-1]["content"] += _OPEN
+    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    rendered = rendered[: max(0, rendered.rfind(_OPEN))]
+    place = 0
+    for text in texts:
+        found = rendered.find(text.strip(), place)
+        if found < 0 or not rendered.endswith(texts[-1].lstrip()):
+            raise ValueError(
+                f"the chat template leaves out a turn that begins {text[:40]!r}: it knows other roles, or rewrites "
+                "what is said. Use the template of the model's tokenizer, or ask in plain text."
+            )
+        place = found + len(text.strip())
+    return rendered
+
+
+def render_plain(turns: Sequence[Turn]) -> str:
+    """Turns for a model that knows no chat: a newline after what the user says, an empty line after each answer."""
+    assert turns and turns[-1][0] == "assistant", "the assistant's turn is the one left open"
+    ends = {"system": "\n", "user": "\n", "assistant": "\n\n"}
+    return "".join(content + ends[role] for role, content in turns[:-1] if content) + turns[-1][1]
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast) -> None:
     if not tokenizer.chat_template:
         raise ValueError(
             "the tokenizer has no chat template, so it cannot ask an instruct model. "
             "Use the tokenizer of an instruct model, or copy its chat_template."
         )
-    turns = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
@@ -90,37 +136,58 @@ def sequence_logprobs(
     return [TokenScores(row, start) for row, start in zip(scores, starts, strict=True)]
 
 
+Mode = Literal["full_string", "first_token"]
+
+
+class SameFirstToken(ValueError):
+    """Options that their first tokens do not tell apart, as in a vocabulary that cuts their letters to bytes."""
+
+
 def option_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     options: Sequence[Sequence[str]],
     *,
-    mode: Literal["full_string"] = "full_string",
+    mode: Mode = "full_string",
     chat: bool = False,
     progress: str | None = None,
 ) -> list[np.ndarray]:
     """Log-probability of each option as the continuation of its prompt: one array [options] a prompt, in nats.
 
-    Prompt and option are tokenised as one text. The scored tokens begin where the prompt's own tokens and those of any
-    of its options first differ, so that all the options of a prompt are scored from the same point of the text.
-    chat: the prompts come from `render_chat`, which decided about BOS; otherwise exactly one BOS precedes them.
+    mode: "full_string" sums over the option's tokens, which compares across vocabularies. "first_token" (Darumeru's
+    rule) takes the first of them with visible text; a bare space that stands alone before it joins the prompt. For the
+    rest see `option_logprobs`.
     """
-    if mode != "full_string":
-        raise ValueError(f"mode={mode!r} is unknown. Use 'full_string'.")
-    alone = _ids(tokenizer, prompts, chat=chat)
-    joined = [_ids(tokenizer, [prompt + o for o in of], chat=chat) for prompt, of in zip(prompts, options, strict=True)]
-    firsts = [min(_common_prefix(ids, row) for row in rows) for ids, rows in zip(alone, joined, strict=True)]
-    counts = [len(rows) for rows in joined]
-    scores = target_logprobs(
-        model,
-        tokenizer,
-        [row for rows in joined for row in rows],
-        np.repeat(firsts, counts).tolist(),
-        progress=progress,
-    )
-    totals = np.array([row.sum() for row in scores])
-    return np.split(totals, np.cumsum(counts)[:-1])
+    rows = option_logprobs(model, tokenizer, prompts, options, mode=mode, chat=chat, progress=progress)
+    return [np.array([tokens.sum() for tokens in of]) for of in rows]
+
+
+def option_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    *,
+    mode: Mode = "full_string",
+    chat: bool = False,
+    progress: str | None = None,
+) -> list[list[np.ndarray]]:
+    """Log-probabilities (nats) of the tokens of each option after its prompt: arrays [N], one an option, by prompt.
+
+    Prompt and option are tokenised as one text, so an option brings its leading space with it. The scored tokens begin
+    where the prompt's own tokens and those of any of its options first differ, so that all the options of a prompt are
+    scored from the same point of the text.
+    chat: the prompts come from `render_chat`, which decided about BOS; otherwise exactly one BOS precedes them.
+
+    SameFirstToken if two options of a prompt begin with the same token under "first_token".
+    """
+    branches = _option_branches(tokenizer, prompts, options, chat=chat)
+    if mode == "first_token":
+        branches = _first_tokens(tokenizer, branches, options)
+    elif mode != "full_string":
+        raise ValueError(f"mode={mode!r} is unknown. Use 'full_string' or 'first_token'.")
+    return branch_logprobs(model, tokenizer, branches, progress=progress)
 
 
 def target_logprobs(
@@ -135,27 +202,202 @@ def target_logprobs(
 
     firsts: at least 1, as the first token has nothing before it.
     """
-    assert all(first >= 1 for first in firsts), "the first token of a sequence cannot be scored"
-    if not sequences:
-        return []
-    scores: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-    lengths = [len(row) for row in sequences]
-    unknown = _unknown_rows(model, tokenizer)
-    with _evaluating(model), _bar(progress, len(sequences)) as bar:
-        body, head = _body_and_head(model, sequences)
-        for batch in _batches(lengths):
-            ids = _pad([sequences[i][:-1] for i in batch], side="right").to(model.device)
-            counts = [lengths[i] - firsts[i] for i in batch]
-            rows = np.repeat(np.arange(len(batch)), counts)
-            columns = np.concatenate([np.arange(firsts[i] - 1, lengths[i] - 1) for i in batch])
-            targets = torch.tensor([t for i in batch for t in sequences[i][firsts[i] :]], dtype=torch.long)
-            # Padding stands on the right of causal positions: no scored position sees it, so no mask is needed.
-            features_ND = body(ids)[torch.from_numpy(rows), torch.from_numpy(columns)]
-            flat = _logprobs(features_ND, targets.to(model.device), head, unknown)
-            for i, part in zip(batch, np.split(flat, np.cumsum(counts)[:-1]), strict=True):
-                scores[i] = part
+    branches = [Branch(ids[:first], (ids[first:],)) for ids, first in zip(sequences, firsts, strict=True)]
+    return [tails[0] for tails in branch_logprobs(model, tokenizer, branches, progress=progress)]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Token ids that begin alike: `stem`, then one of the `tails`. The tails are what is scored."""
+
+    stem: Sequence[int]
+    tails: Sequence[Sequence[int]]
+
+
+def branch_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    branches: Sequence[Branch],
+    *,
+    progress: str | None = None,
+) -> list[list[np.ndarray]]:
+    """Log-probability of every token of every tail, given all that stands before it: float64 arrays [N].
+
+    What all the stems begin with is read once; so is the rest of a stem, where its tails are worth a second pass.
+    """
+    assert all(len(branch.stem) for branch in branches), "the first token of a sequence cannot be scored"
+    scores = [[np.zeros(0)] * len(branch.tails) for branch in branches]
+    if not branches:
+        return scores
+    with _evaluating(model), _bar(progress, len(branches)) as bar:
+        reader = _Reader.of(model, tokenizer, [branch.stem for branch in branches])
+        straight, forks, broad = _sorted_out(branches, reader)
+        paths = [path for i in straight for path in _paths(i, branches[i])]
+        for batch in _batches([len(path.ids) - reader.shared for path in paths]):
+            chosen = [paths[i] for i in batch]
+            for path, found in zip(chosen, _score_paths(reader, chosen), strict=True):
+                for (_, _, tail), row in zip(path.targets, found, strict=True):
+                    scores[path.branch][tail] = row
+            bar.update(sum(path.targets[0][2] == 0 for path in chosen))
+        for batch in _batches([len(branches[i].tails) * _width_of(branches[i]) for i in forks]):
+            chosen = [forks[i] for i in batch]
+            for i, found in zip(chosen, _score_forks(reader, [branches[i] for i in chosen]), strict=True):
+                scores[i] = found
             bar.update(len(batch))
+        for i in broad:
+            alone = [Branch(branches[i].stem, (tail,)) for tail in branches[i].tails]
+            scores[i] = [rows[0] for rows in branch_logprobs(model, tokenizer, alone)]
+            bar.update(1)
     return scores
+
+
+def _sorted_out(branches: Sequence[Branch], reader: "_Reader") -> tuple[list[int], list[int], list[int]]:
+    """Which branches are read straight through, tail by tail; which fork; and which fork too broadly for a cache.
+
+    Those last are read one by one, their stem being the beginning that all of their tails share.
+    """
+    worth = [i for i, branch in enumerate(branches) if reader.shares and _worth_forking(branch, reader.shared)]
+    broad = [i for i in worth if len(branches[i].tails) * _width_of(branches[i]) > _TOKENS_AT_ONCE]
+    forks = sorted(set(worth) - set(broad))
+    if not reader.pads_inside(max((_width_of(branches[i]) for i in forks), default=0)):
+        forks = []
+    return sorted(set(range(len(branches))) - set(forks) - set(broad)), forks, broad
+
+
+@dataclass(frozen=True)
+class _Path:
+    """One row to read. targets: (first position, ids, number of the tail) of what is scored along it."""
+
+    branch: int
+    ids: Sequence[int]
+    targets: Sequence[tuple[int, Sequence[int], int]]
+
+
+def _paths(number: int, branch: Branch) -> list[_Path]:
+    """A row for each tail, and one for all where every tail's inputs begin the longest (options of one token do)."""
+    stem, inputs = list(branch.stem), [list(tail[:-1]) for tail in branch.tails]
+    targets = [(len(stem), tail, k) for k, tail in enumerate(branch.tails)]
+    longest = max(inputs, key=len)
+    if all(longest[: len(row)] == row for row in inputs):
+        return [_Path(number, stem + longest, targets)]
+    return [_Path(number, stem + row, [target]) for row, target in zip(inputs, targets, strict=True)]
+
+
+def _worth_forking(branch: Branch, shared: int) -> bool:
+    """Whether reading the rest of the stem once saves more than a second pass costs."""
+    rows = len(_paths(0, branch))
+    return (rows - 1) * (len(branch.stem) - shared) >= _SHARED_AT_LEAST * rows
+
+
+def _width_of(branch: Branch) -> int:
+    """Positions from the beginning of the stem to the end of the longest tail."""
+    return len(branch.stem) + max(map(len, branch.tails))
+
+
+def _score_paths(reader: "_Reader", paths: Sequence[_Path]) -> list[list[np.ndarray]]:
+    ids = _pad([path.ids[reader.shared :] for path in paths], side="right")
+    features_BLD = reader.read(ids)  # padding stands on the right of causal positions: none that is scored sees it
+    rows, columns, targets = [], [], []
+    for row, path in enumerate(paths):
+        for first, tail, _ in path.targets:
+            rows += [row] * len(tail)
+            columns += range(first - 1 - reader.shared, first - 1 - reader.shared + len(tail))
+            targets += tail
+    flat = reader.logprobs(features_BLD[torch.tensor(rows), torch.tensor(columns)], targets)
+    parts = iter(np.split(flat, np.cumsum([len(tail) for path in paths for _, tail, _ in path.targets])[:-1]))
+    return [[next(parts) for _ in path.targets] for path in paths]
+
+
+def _score_forks(reader: "_Reader", branches: Sequence[Branch]) -> list[list[np.ndarray]]:
+    """Read the stems, then every tail after the cache of its stem."""
+    stems = [branch.stem[reader.shared :] for branch in branches]
+    owners = np.repeat(np.arange(len(branches)), [len(branch.tails) for branch in branches])
+    tails = [tail for branch in branches for tail in branch.tails]
+    cache, mask_BP = reader.cache(len(stems)), reader.mask(stems)
+    last_BD = reader.read(_pad(stems, side="left"), mask_BP, cache)[:, -1]
+    cache.batch_select_indices(torch.from_numpy(owners).to(last_BD.device))
+    first = reader.logprobs(last_BD[torch.from_numpy(owners)], [tail[0] for tail in tails])
+    inputs = _pad([tail[:-1] or [0] for tail in tails], side="right")
+    mask = torch.cat([mask_BP[torch.from_numpy(owners)], torch.ones_like(inputs)], dim=1)
+    features = reader.read(inputs, mask, cache)
+    counts = [len(tail) - 1 for tail in tails]
+    rows = np.repeat(np.arange(len(tails)), counts)
+    columns = np.concatenate([np.arange(count) for count in counts])
+    rest = reader.logprobs(
+        features[torch.from_numpy(rows), torch.from_numpy(columns)], [t for tail in tails for t in tail[1:]]
+    )
+    parts = iter(zip(first, np.split(rest, np.cumsum(counts)[:-1]), strict=True))
+    return [[np.concatenate([[one], others]) for _, (one, others) in zip(b.tails, parts)] for b in branches]  # noqa: B905
+
+
+def _option_branches(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], options: Sequence[Sequence[str]], *, chat: bool
+) -> list[Branch]:
+    """Prompt and options as ids, the tails from the first token on that not all of them and the prompt share."""
+    alone = _ids(tokenizer, prompts, chat=chat)
+    owners = [prompt for prompt, of in zip(prompts, options, strict=True) for _ in of]
+    texts = [prompt + option for prompt, option in zip(owners, (o for of in options for o in of), strict=True)]
+    joined = _ids(tokenizer, texts, chat=chat)
+    if not all(alone):  # an option that follows nothing: without BOS, EOS stands before it
+        alone = [ids or [prefix_id(tokenizer)] for ids in alone]
+        joined = [row if prompt else [prefix_id(tokenizer), *row] for prompt, row in zip(owners, joined, strict=True)]
+    rows_left = iter(joined)
+    branches = []
+    for ids, of in zip(alone, options, strict=True):
+        rows = [next(rows_left) for _ in of]
+        first = min(_common_prefix(ids, row) for row in rows)
+        branches.append(Branch(rows[0][:first], [row[first:] for row in rows]))
+    return branches
+
+
+def _first_tokens(
+    tokenizer: PreTrainedTokenizerFast, branches: Sequence[Branch], options: Sequence[Sequence[str]]
+) -> list[Branch]:
+    """The branches cut after each option's first token with visible text; a bare space before it joins the stem."""
+    tokens = read_vocabulary(tokenizer).tokens
+
+    def blanks(tail: Sequence[int]) -> tuple[int, ...]:
+        count = next((k for k, i in enumerate(tail) if (tokens[i] or b"special").strip()), len(tail) - 1)
+        return tuple(tail[:count])
+
+    cut = []
+    for branch, of in zip(branches, options, strict=True):
+        spaces = max(map(blanks, branch.tails), key=len)
+        firsts = [
+            # An option whose space is part of its token cannot follow a bare space: it is taken without its own.
+            tail[len(spaces)] if blanks(tail) == spaces else _ids(tokenizer, [option.lstrip()], chat=True)[0][0]
+            for tail, option in zip(branch.tails, of, strict=True)
+        ]
+        if len(set(firsts)) < len(firsts):
+            raise SameFirstToken(
+                f"mode=first_token cannot tell the options {list(of)} apart: two of them begin with the same token of "
+                "this tokenizer. Use mode=full_string."
+            )
+        cut.append(Branch([*branch.stem, *spaces], [[first] for first in firsts]))
+    return cut
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn instead of taken greedily. The draw of a prompt depends on its text and the seed alone."""
+
+    temperature: float = 0.1
+    top_k: int = 40
+    top_p: float = 0.9
+    seed: int = 0
+
+    def draw(self, logits_BV: Tensor, uniform_B: np.ndarray) -> Tensor:
+        """One token a row, by inverting the cumulative distribution at `uniform_B` (in 0..1)."""
+        scaled, ids = (logits_BV.float() / self.temperature).topk(min(self.top_k, logits_BV.shape[1]))
+        cumulative = scaled.softmax(-1).cumsum(-1)
+        kept = torch.roll(cumulative, 1, dims=1)
+        kept[:, 0] = 0  # a token is kept while those above it hold less than top_p
+        share = torch.where(kept < self.top_p, cumulative, torch.zeros_like(cumulative)).amax(1, keepdim=True)
+        place = (cumulative < share * torch.from_numpy(uniform_B).to(cumulative)[:, None]).sum(1, keepdim=True)
+        return ids.gather(1, place)[:, 0]
+
+    def uniforms(self, prompt: Sequence[int]) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *prompt])
 
 
 def generate(
@@ -167,10 +409,13 @@ def generate(
     max_new_characters: Sequence[int] | None = None,
     stop_ids: Sequence[int] | frozenset[int] = (),
     stop_character: str | None = None,
+    sampling: Sampling | None = None,
     chat: bool = False,
     progress: str | None = None,
 ) -> list[Generation]:
-    """What the model writes greedily after each prompt, until an end token, the stop character or the budget.
+    """What the model writes after each prompt, until an end token, the stop character or the budget.
+
+    Greedily, unless `sampling` says how to draw.
 
     max_new_characters: one budget a prompt; writing ends with the token that reaches it, so every vocabulary gets the
     same text length, where a budget in tokens favours long tokens. stop_character: one ASCII character (say newline);
@@ -183,11 +428,15 @@ def generate(
     rows = _ids(tokenizer, prompts, chat=chat)
     budgets = _budgets(model, rows, max_new_tokens, max_new_characters)
     stops = _Stops.of(tokenizer, stop_ids, stop_character)
-    unknown = _unknown_rows(model, tokenizer)
     written: list[list[int]] = [[] for _ in rows]
+    if not rows:
+        return []
     with _evaluating(model), _bar(progress, len(rows)) as bar:
+        reader = _Reader.of(model, tokenizer, rows)
+        if not reader.pads_inside(max(map(len, rows)) + int(budgets.tokens.max())):
+            reader = reader.alone()
         for batch in _batches([len(row) for row in rows]):
-            produced = _generate_batch(model, [rows[i] for i in batch], budgets.take(batch), stops, unknown)
+            produced = _generate_batch(reader, [rows[i] for i in batch], budgets.take(batch), stops, sampling)
             for i, ids in zip(batch, produced, strict=True):
                 written[i] = ids
             bar.update(len(batch))
@@ -257,28 +506,21 @@ class _Stops:
 
 
 def _generate_batch(
-    model: PreTrainedModel, prompts: Sequence[list[int]], budgets: _Budgets, stops: _Stops, unknown: Tensor | None
+    reader: "_Reader", prompts: Sequence[list[int]], budgets: _Budgets, stops: _Stops, sampling: Sampling | None
 ) -> list[list[int]]:
     """Ids written after each prompt, the end token included. Left padding; finished rows leave the batch."""
     produced: list[list[int]] = [[] for _ in prompts]
-    lengths = torch.tensor([len(row) for row in prompts])
-    width = int(lengths.max())
+    rests = [row[reader.shared :] for row in prompts]
     active = np.arange(len(prompts))
     used = np.zeros(len(prompts), dtype=np.int64)
-    ids = _pad(prompts, side="left").to(model.device)
-    mask = (torch.arange(width) >= width - lengths[:, None]).long().to(model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    ids, mask, cache = _pad(rests, side="left"), reader.mask(rests), reader.cache(len(rests))
+    draws = [sampling.uniforms(row) for row in prompts] if sampling else []
     for step in range(1, int(budgets.tokens.max()) + 1):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        chosen = _masked(logits, unknown).argmax(-1)
+        logits = reader.logits(reader.read(ids, mask, cache)[:, -1])
+        if sampling:
+            chosen = sampling.draw(logits, np.array([draws[row].random() for row in active]))
+        else:
+            chosen = logits.argmax(-1)
         tokens = chosen.cpu().numpy()
         for row, token in zip(active, tokens.tolist(), strict=True):
             produced[row].append(token)
@@ -287,13 +529,12 @@ def _generate_batch(
         going = np.flatnonzero(~(stops.end[tokens] | stops.holds_stop[tokens] | over))
         if not len(going):
             break
-        positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         ids = chosen[:, None]
         if len(going) < len(active):
-            keep = torch.from_numpy(going).to(model.device)
+            keep = torch.from_numpy(going).to(chosen.device)
             cache.batch_select_indices(keep)
-            ids, mask, positions, active = ids[keep], mask[keep], positions[keep], active[going]
+            ids, mask, active = ids[keep], mask[keep.to(mask.device)], active[going]
     return produced
 
 
@@ -366,23 +607,138 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
+class _Beginning(DynamicCache):
+    """The cache of one row of ids, which any number of rows can be read after. They see it and leave it as it is."""
+
+    filled = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.filled:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer, rows = self.layers[layer_idx], len(key_states)
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        keys, values = layer.keys, layer.values
+        keys, values = (states.expand(rows, -1, -1, -1) for states in (keys, values))
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A model that reads rows of ids after a shared beginning of `shared` ids (none: 0).
+
+    body: features of all positions. head: logits of chosen features, so that logits never exist whole. unknown: output
+    rows that are no token. shares: whether its cache can be copied (that of attention can, a recurrent state may not).
+    """
+
+    model: PreTrainedModel
+    body: Callable[..., Tensor]
+    head: Callable[[Tensor], Tensor]
+    unknown: Tensor | None
+    shares: bool
+    beginning: _Beginning | None
+    shared: int
+
+    @staticmethod
+    def of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]]) -> "_Reader":
+        """The reader of rows, with what they all begin with already read (but for a last id that every row keeps)."""
+        body, head = _body_and_head(model, rows[0])
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        shares = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+        shared, beginning = _shared(rows) if shares and len(rows) > 1 else 0, None
+        if shared:
+            beginning = _Beginning(config=model.config)
+            body(torch.tensor([list(rows[0][:shared])], device=model.device), past_key_values=beginning, use_cache=True)
+            beginning.filled = True
+        return _Reader(model, body, head, _unknown_rows(model, tokenizer), shares, beginning, shared)
+
+    def pads_inside(self, width: int) -> bool:
+        """Whether rows of that many positions may be padded between the beginning and their own ids.
+
+        A sliding window counts the places of padding too, so it must not be reached by then.
+        """
+        layers = DynamicCache(config=self.model.config).layers
+        windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        return self.shares and (not self.shared or width <= min(windows, default=width))
+
+    def alone(self) -> "_Reader":
+        """The same reader with nothing shared."""
+        return replace(self, beginning=None, shared=0)
+
+    def read(self, ids_BL: Tensor, mask_BP: Tensor | None = None, cache: DynamicCache | None = None) -> Tensor:
+        """Features [B, L, D] of the ids after the beginning; or, with a mask [B, P] of all there is, after a cache."""
+        device, length = self.model.device, ids_BL.shape[1]
+        if cache is None and self.beginning is None:
+            return self.body(ids_BL.to(device), use_cache=False)
+        if mask_BP is None:
+            positions = (self.shared + torch.arange(length)).expand(len(ids_BL), -1)
+        else:
+            positions = (mask_BP.cumsum(1)[:, -length:] - 1).clamp(min=0)
+            # Without padding no mask is needed, and attention is faster without one.
+            mask_BP = mask_BP.to(device) if not bool(mask_BP.all()) else None
+        return self.body(
+            ids_BL.to(device),
+            attention_mask=mask_BP,
+            position_ids=positions.to(device),
+            past_key_values=self.beginning if cache is None else cache,
+            use_cache=True,
+        )
+
+    def cache(self, rows: int) -> DynamicCache:
+        """A cache of its own for that many rows, holding the beginning."""
+        cache = DynamicCache(config=self.model.config)
+        if self.beginning is not None:
+            cache.layers = copy.deepcopy(self.beginning.layers)
+            cache.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=self.model.device))
+        return cache
+
+    def mask(self, rests: Sequence[Sequence[int]]) -> Tensor:
+        """What is no padding [B, P]: the beginning, and the rests of the rows padded on the left."""
+        lengths = torch.tensor([len(row) for row in rests])
+        width = int(lengths.max())
+        padded = (torch.arange(width) >= width - lengths[:, None]).long()
+        return torch.cat([torch.ones(len(rests), self.shared, dtype=torch.long), padded], dim=1)
+
+    def logits(self, features_ND: Tensor) -> Tensor:
+        return _masked(self.head(features_ND).float(), self.unknown)
+
+    def logprobs(self, features_ND: Tensor, targets: Sequence[int]) -> np.ndarray:
+        """Log-probability of each target, its logits made and thrown away chunk by chunk. Float64 [N]."""
+        wanted = torch.tensor(targets, dtype=torch.long, device=features_ND.device)
+        parts = []
+        chunk = max(1, _LOGITS_AT_ONCE // _width(self.head, features_ND))
+        for features, ids in zip(features_ND.split(chunk), wanted.split(chunk), strict=True):
+            logits = self.logits(features)
+            parts.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
+        return torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many ids all rows begin with, one of each left over; 0 where it is not worth a pass."""
+    first, last = min(map(list, rows)), max(map(list, rows))  # what these two share, all between them share
+    same = next((k for k, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), len(first))
+    count = min(same, min(map(len, rows)) - 1)
+    return count if count >= _SHARED_AT_LEAST else 0
+
+
 def _body_and_head(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]]
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """The model as features of all positions, and logits of chosen features, so that logits never exist whole.
+    model: PreTrainedModel, ids: Sequence[int]
+) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:
+    """The model as features of all positions, and logits of chosen features.
 
     A model that changes its logits after the output table (a soft cap, a scale) is left in one piece.
     """
 
-    def hidden(ids: Tensor) -> Tensor:
-        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    def hidden(ids: Tensor, **reading: Any) -> Tensor:
+        return model.base_model(input_ids=ids, **reading).last_hidden_state
 
-    def logits(ids: Tensor) -> Tensor:
-        return model(input_ids=ids, use_cache=False).logits
+    def logits(ids: Tensor, **reading: Any) -> Tensor:
+        return model(input_ids=ids, **reading).logits
 
     head = _output_table(model)
-    probe = torch.tensor([list(sequences[0][:8])], device=model.device)
-    if torch.allclose(head(hidden(probe)), logits(probe), rtol=1e-5, atol=1e-5):
+    probe = torch.tensor([list(ids[:8])], device=model.device)
+    if torch.allclose(head(hidden(probe, use_cache=False)), logits(probe, use_cache=False), rtol=1e-5, atol=1e-5):
         return hidden, head
     return logits, nn.Identity()
 
@@ -391,18 +747,6 @@ def _output_table(model: PreTrainedModel) -> nn.Linear:
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear), f"{type(model).__name__} has no output table to score tokens with"
     return head
-
-
-def _logprobs(
-    features_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], unknown: Tensor | None
-) -> np.ndarray:
-    """Log-probability of each target, its logits made and thrown away chunk by chunk. Float32 sums, float64 result."""
-    rows = max(1, _LOGITS_AT_ONCE // _width(head, features_ND))
-    parts = []
-    for features, targets in zip(features_ND.split(rows), targets_N.split(rows), strict=True):
-        logits = _masked(head(features).float(), unknown)
-        parts.append(logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1))
-    return torch.cat(parts).double().cpu().numpy()
 
 
 def _width(head: Callable[[Tensor], Tensor], features_ND: Tensor) -> int:

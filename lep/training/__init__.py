@@ -5,8 +5,10 @@ from lep.training.data import HeldOutWindow, PackedData, held_out_windows
 from lep.training.loss import chunked_cross_entropy
 from lep.training.module import EmbeddingTraining
 from lep.training.progress import TrainingProgress
+from lep.training.watching import BenchmarkWhileTraining
 
 __all__ = [
+    "BenchmarkWhileTraining",
     "EmbeddingTraining",
     "HeldOutWindow",
     "LastCheckpoint",

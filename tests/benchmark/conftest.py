@@ -53,7 +53,7 @@ def bpe() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def unigram() -> PreTrainedTokenizerFast:
-    pieces = [(token, 0.0) for token in [*SPECIALS, "<unk>"]]
+    pieces = [(token, 0.0) for token in [*SPECIALS, "<unk>"]] + [("▁", -4.0)]
     pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     pieces += [("▁" + word, -5.0) for word in dict.fromkeys(WORDS)] + [(word, -6.0) for word in dict.fromkeys(WORDS)]
     backend = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=len(SPECIALS), byte_fallback=True))

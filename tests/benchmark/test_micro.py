@@ -8,7 +8,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.assets.microworld import Item
-from lep.benchmark.micro import STOPS, Record, compare, read_records, run_micro, samples, summarise, write_records
+from lep.benchmark import scoring
+from lep.benchmark.micro import run_micro, summarise
+from lep.benchmark.records import STOPS, Record, compare, read_records, samples, write_records
 from lep.benchmark.scoring import end_tokens, generate, render_chat
 from lep.chat import end_of_turn
 
@@ -75,11 +77,10 @@ def test_content_and_stopping_are_judged_apart(
     script = [*bpe("Tom.")["input_ids"], *bpe(last)["input_ids"]]
     model, written = pico_model(len(bpe)), iter(script)
 
-    def forward(input_ids: torch.Tensor, **_: object) -> object:
-        logits = torch.nn.functional.one_hot(torch.tensor([[next(written)]] * len(input_ids)), len(bpe)).float()
-        return type("Output", (), {"logits": logits})
+    def logits(_: object, features: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([next(written)] * len(features)), len(bpe)).float()
 
-    monkeypatch.setattr(model, "forward", forward)
+    monkeypatch.setattr(scoring._Reader, "logits", logits)
     found = run_micro(model, bpe, [Item("questions", "en", "Who?", "Tom.")])
     assert found.records[0].answer == "Tom." and found.records[0].right
     assert found.records[0].stop == stop
@@ -111,7 +112,7 @@ def test_records_come_back_from_their_file(
 
 def test_comparisons_are_of_every_pair_but_the_baselines() -> None:
     good = [record("questions", True, prompt=str(i)) for i in range(40)]
-    bad = [replace(r, right=i % 2 == 0) for i, r in enumerate(good)]
+    bad = [replace(r, value=i % 2 == 0) for i, r in enumerate(good)]
     found = compare({"original": good, "swap": bad, "delta": good, "overlap": good}, baselines=("original",))
     assert [(c["a"], c["b"]) for c in found] == [("swap", "delta"), ("swap", "overlap"), ("delta", "overlap")]
     first, _, last = found
@@ -128,7 +129,7 @@ def test_one_item_has_no_standard_error() -> None:
 
 def test_samples_hold_what_each_model_said_to_the_first_items_of_a_task() -> None:
     asked = [record("questions", True, prompt="1"), record("questions", True, prompt="2"), record("copying", True)]
-    found = samples({"original": asked, "swap": [replace(r, right=False, answer="b") for r in asked]})
+    found = samples({"original": asked, "swap": [replace(r, value=False, answer="b") for r in asked]})
     assert [(s["task"], s["prompt"]) for s in found] == [("questions", "1"), ("copying", "p")]
     assert found[0]["answers"] == [
         {"model": "original", "answer": "a", "right": True},

@@ -1,0 +1,314 @@
+"""Darumeru: seventeen tasks in five groups on which the paper judges adapted models (arXiv 2412.21140, section 4.1).
+
+In: a model, its tokenizer. Out: a score with its standard error for every task, the means of the groups, and Micro-Avg,
+the mean over all seventeen. A mean of which a task is missing is not given; the details say what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.benchmark.asking import Answer, Journal, Query, Ranks, Reading, ask
+from lep.benchmark.darumeru.protocol import Protocol, protocol_named
+from lep.benchmark.darumeru.sources import Source, digest, make_source
+from lep.benchmark.darumeru.tasks import GROUPS, TASKS, Item, Judgement, PairedChoice, Prompts, Task
+from lep.benchmark.records import Record, SuiteResult
+from lep.benchmark.scoring import SameFirstToken, Turn, render_plain, render_turns
+from lep.results import Score
+
+MICRO_AVERAGE = "Micro-Avg/ru"
+# Examples before a query where nothing else is said: a base model is shown how, an instruct model is asked.
+PLAIN_SHOTS, CHAT_SHOTS = 5, 0
+
+
+@dataclass(frozen=True)
+class Darumeru:
+    """The suite as a config names it.
+
+    source: `hub`, `stand_in`, or a directory with data/<config>/{test,prompt}.jsonl. files: {config: {split: [files]}}
+        that replace single configs, e.g. {rucola: {test: [in_domain_dev.csv], prompt: [in_domain_train.csv]}}.
+    protocol: `paper2024` or `corrected`. reading: how options are scored, `full_string` or `first_token`; null is the
+        protocol's way.
+    prompts: a YAML file with the wording that the data does not carry; null is the package's.
+    tasks: names; null is all. limit: items of a task; null is all.
+    shots: examples before a query; null is 5 in plain text and 0 in a chat. chat: whether to use the chat format; null
+        is as the tokenizer has one. system: what the system says in a chat; null leaves it to the template.
+    """
+
+    source: str = "hub"
+    revision: str | None = None
+    files: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    protocol: str = "corrected"
+    reading: Reading | None = None
+    prompts: str | None = None
+    tasks: Sequence[str] | None = None
+    limit: int | None = None
+    shots: int | None = None
+    chat: bool | None = None
+    system: str | None = None
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        progress: str | None = None,
+        journal: Journal | None = None,
+        ranks: Ranks | None = None,
+    ) -> SuiteResult:
+        protocol, prompts, source = self._protocol(), self._prompts(), self._source()
+        dialogue = self._dialogue(tokenizer, protocol)
+        judged: dict[str, list[tuple[Item, str, Judgement]]] = {}
+        details: dict[str, Any] = {}
+        for task in self._chosen():
+            found = task_items(task, source, prompts)
+            if found is None:
+                continue
+            items, examples = found
+            items = task.limited(items[: task.max_items], self.limit)
+            asked = dialogue.queries(task, items, examples, model)
+            started = time.monotonic()
+            label = progress and f"{progress}: {task.name}"
+            try:
+                answers = ask(model, tokenizer, asked.queries, journal=journal, ranks=ranks, progress=label)
+            except SameFirstToken as error:
+                details[task.name] = {"failed": str(error)}
+                continue
+            seconds = time.monotonic() - started
+            per_item = _by_item(items, asked.queries, answers)
+            judgements = [task.judge(item, of, tokenizer, protocol) for item, of in zip(items, per_item, strict=True)]
+            judged[task.name] = list(zip(items, asked.prompts, judgements, strict=True))
+            details[task.name] = asked.facts | {"seconds": seconds, "items_per_second": len(items) / seconds}
+        if not judged:
+            raise ValueError(
+                f"benchmark.darumeru.source={self.source} holds none of the tasks. It should hold "
+                f"data/<config>/test.jsonl and prompt.jsonl for configs such as {TASKS[0].config}"
+            )
+        return self._result(judged, details, protocol, dialogue)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What answers depend on besides the model; not which tasks and how many items, which may grow later."""
+        source, configs = self._source(), {task.config for task in self._chosen()}
+        return {
+            "protocol": self._protocol().described(),
+            "prompts": digest([dict(self._prompts())]),
+            "data": {
+                f"{config}/{split}": digest(source.rows(config, split) or [])
+                for config in sorted(configs)
+                for split in ("test", "prompt")
+            },
+            "shots": self.shots,
+            "chat": self.chat,
+            "system": self.system,
+        }
+
+    def _protocol(self) -> Protocol:
+        protocol = protocol_named(self.protocol)
+        if self.reading not in (None, "full_string", "first_token"):
+            raise ValueError(f"benchmark.darumeru.reading={self.reading} is unknown. Use full_string or first_token")
+        return replace(protocol, choice=self.reading) if self.reading else protocol
+
+    def _prompts(self) -> Prompts:
+        packaged = files("lep.assets").joinpath("darumeru/prompts.yaml").read_text(encoding="utf-8")
+        ours = yaml.safe_load(packaged)
+        if self.prompts is None:
+            return ours
+        given = yaml.safe_load(Path(self.prompts).read_text(encoding="utf-8"))
+        unknown = sorted(set(given) - set(ours))
+        if unknown:
+            raise ValueError(f"{self.prompts}: {unknown[0]!r} is no prompt of Darumeru. Those are {', '.join(ours)}")
+        return {**ours, **given}
+
+    def _source(self) -> Source:
+        return make_source(self.source, self.revision, self.files)
+
+    def _chosen(self) -> list[Task]:
+        names = [task.name for task in TASKS]
+        unknown = [name for name in self.tasks or () if name not in names]
+        if unknown:
+            raise ValueError(f"benchmark.darumeru.tasks holds {unknown[0]!r}. The tasks are {', '.join(names)}")
+        return [task for task in TASKS if self.tasks is None or task.name in self.tasks]
+
+    def _dialogue(self, tokenizer: PreTrainedTokenizerFast, protocol: Protocol) -> Dialogue:
+        chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
+        shots = self.shots if self.shots is not None else CHAT_SHOTS if chat else PLAIN_SHOTS
+        return Dialogue(tokenizer, protocol, chat, shots, self.system)
+
+    def _result(
+        self,
+        judged: Mapping[str, Sequence[tuple[Item, str, Judgement]]],
+        details: dict[str, Any],
+        protocol: Protocol,
+        dialogue: Dialogue,
+    ) -> SuiteResult:
+        tasks = {task.name: task for task in TASKS if task.name in judged}
+        found: dict[str, Score] = {}
+        for name, task in tasks.items():
+            found[name], metrics = task.score([judgement for _, _, judgement in judged[name]])
+            details[name]["metrics"] = metrics
+        missing = [task.name for task in TASKS if task.name not in judged]
+        about = {
+            "protocol": protocol.described(),
+            "shots": dialogue.shots,
+            "chat": dialogue.chat,
+            "source": self.source,
+            "limit": self.limit,
+            "complete": not missing and self.limit is None,
+            "missing": missing,
+            "tasks": details,
+        }
+        scores = {f"{name}/{task.language}": found[name] for name, task in tasks.items()}
+        records = [
+            _record(tasks[name], item, prompt, judgement)
+            for name, of in judged.items()
+            for item, prompt, judgement in of
+        ]
+        return SuiteResult(scores | means(found), {"darumeru": about}, records)
+
+
+def means(found: Mapping[str, Score]) -> dict[str, Score]:
+    """Means of the groups, and Micro-Avg over the seventeen tasks, of those of which no task is missing."""
+    parts = {f"{group}/{_language(group)}": [task.name for task in TASKS if task.group == group] for group in GROUPS}
+    parts[MICRO_AVERAGE] = [task.name for task in TASKS]
+    return {key: mean_of([found[name] for name in of]) for key, of in parts.items() if set(of) <= set(found)}
+
+
+def mean_of(scores: Sequence[Score]) -> Score:
+    """Unweighted mean of independent scores; n is their number."""
+    stderr = float(np.sqrt(np.sum([score.stderr**2 for score in scores])) / len(scores))
+    return Score(float(np.mean([score.value for score in scores])), stderr, len(scores))
+
+
+def task_items(
+    task: Task, source: Source, prompts: Prompts
+) -> tuple[list[Item], dict[str, list[tuple[Turn, ...]]]] | None:
+    """Items and examples of a task; None if the source lacks them. A row that serves as an example is not asked."""
+    rows, example_rows = source.rows(task.config, "test"), source.rows(task.config, "prompt")
+    if not rows:
+        return None
+    examples = task.examples(example_rows or [], prompts)
+    shown = {turns for of in examples.values() for turns in of[:PLAIN_SHOTS]}
+    items = [item for item in task.items(rows, prompts) if task.answered(item) not in shown]
+    return items, examples
+
+
+def _by_item(items: Sequence[Item], queries: Sequence[Query], answers: Sequence[Answer]) -> list[list[Answer]]:
+    found: dict[str, list[Answer]] = {item.key: [] for item in items}
+    for query, answer in zip(queries, answers, strict=True):
+        found[query.key.removesuffix("/swapped")].append(answer)
+    return [found[item.key] for item in items]
+
+
+def _record(task: Task, item: Item, prompt: str, found: Judgement) -> Record:
+    return Record(task.name, task.language, prompt, found.answer, found.expected, found.value, item=item.key)
+
+
+def _language(group: str) -> str:
+    return "en" if group.endswith("EN") else "ru"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries of a task; prompts: the first of each item; facts: examples that found room, prompts that were cut."""
+
+    queries: list[Query]
+    prompts: list[str]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """How items become prompts for one tokenizer: the format, the examples, and what is left out to find room."""
+
+    tokenizer: PreTrainedTokenizerFast
+    protocol: Protocol
+    chat: bool
+    shots: int
+    system: str | None
+
+    def queries(
+        self,
+        task: Task,
+        items: Sequence[Item],
+        examples: Mapping[str, Sequence[tuple[Turn, ...]]],
+        model: PreTrainedModel,
+    ) -> Asked:
+        """What to ask of the items, each within the model's context."""
+        shots = self.shots if task.max_shots is None else min(self.shots, task.max_shots)
+        if shots and min((len(examples.get(item.examples, ())) for item in items), default=shots) < shots:
+            raise ValueError(
+                f"shots={shots} is more than the examples there are for {task.name}. Lower it, or give the prompt split"
+            )
+        limit = getattr(model.config, "max_position_embeddings", None) or 2**40
+        room = limit - self._reserved(task, items, limit)
+        asked = [(item, item.key, item.turns) for item in items]
+        if isinstance(task, PairedChoice):
+            asked += [(item, f"{item.key}/swapped", item.meta["swapped"]) for item in items]
+        kept = [shots] * len(asked)
+        texts = [""] * len(asked)
+        open_places = list(range(len(asked)))
+        while open_places:
+            for place in open_places:
+                item, _, turns = asked[place]
+                texts[place] = self._text(task, item, turns, examples.get(item.examples, ())[: kept[place]])
+            too_long = self._too_long([texts[place] for place in open_places], room)
+            open_places = [place for place, long in zip(open_places, too_long, strict=True) if long and kept[place]]
+            for place in open_places:
+                kept[place] -= 1
+        texts, cut = self._cut(texts, room)
+        queries = [self._query(task, item, key, text) for (item, key, _), text in zip(asked, texts, strict=True)]
+        facts = {"shots": float(np.mean(kept)) if kept else 0.0, "prompts_cut": cut}
+        return Asked(queries, texts[: len(items)], facts)
+
+    def _text(self, task: Task, item: Item, turns: Sequence[Turn], examples: Sequence[Sequence[Turn]]) -> str:
+        shown = reversed(examples) if task.reversed_examples else examples
+        whole = [turn for example in shown for turn in example] + list(turns)
+        if item.headline and (examples or self.protocol.headline_without_examples):
+            whole[0] = (whole[0][0], item.headline + whole[0][1])
+        if not self.chat:
+            return render_plain(whole)
+        return render_turns(self.tokenizer, [("system", self.system), *whole] if self.system is not None else whole)
+
+    def _query(self, task: Task, item: Item, key: str, text: str) -> Query:
+        query = Query(key, text, group=f"{task.name}/{item.examples}", chat=self.chat)
+        if item.options:
+            reading = self.protocol.sentence_reading if task.name == "treeway_extractive" else self.protocol.choice
+            spaced = "" if text[-1:].isspace() or task.name == "treeway_extractive" else " "
+            return replace(query, options=tuple(spaced + option for option in item.options), reading=reading)
+        characters = self.protocol.characters_per_new_token
+        budget = (
+            {"max_new_characters": characters * task.new_tokens} if characters else {"max_new_tokens": task.new_tokens}
+        )
+        return replace(query, one_line=not self.chat, sampling=self.protocol.sampling, **budget)
+
+    def _reserved(self, task: Task, items: Sequence[Item], limit: int) -> int:
+        """Positions that a prompt must leave: for the longest option, or for what may be written."""
+        options = sorted({option for item in items for option in item.options}, key=len)[-8:]
+        if options:
+            return max(map(len, self.tokenizer(options, add_special_tokens=False, verbose=False)["input_ids"])) + 2
+        return min(task.new_tokens, limit // 2)
+
+    def _too_long(self, texts: Sequence[str], room: int) -> list[bool]:
+        protocol = self.protocol
+        most = min(room, protocol.prompt_tokens or room)
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        characters = protocol.prompt_characters or 2**40
+        return [len(row) >= most or len(text) > characters for row, text in zip(rows, texts, strict=True)]
+
+    def _cut(self, texts: Sequence[str], room: int) -> tuple[list[str], int]:
+        """The texts, those that do not fit the model without their beginnings, and how many these are."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        shortened = [
+            text[offsets[len(ids) - room + 1][0] :] if len(ids) >= room else text
+            for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+        return shortened, sum(a != b for a, b in zip(texts, shortened, strict=True))

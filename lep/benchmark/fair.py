@@ -1,0 +1,166 @@
+"""Measures that do not know the vocabulary: what any two models can be compared by, on any text.
+
+In: a model, its tokenizer, texts and prompts by language. Out: bits per byte and per character, characters a token,
+tokens a word, how fast it writes (and reads) in characters and tokens a second, and in which script it writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.assets.microworld import story
+from lep.benchmark.asking import Journal, Query, Ranks, ask
+from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token, generation_speed
+from lep.benchmark.darumeru.sources import read_rows
+from lep.benchmark.metrics import mean_and_stderr, script_share
+from lep.benchmark.records import Record, SuiteResult
+from lep.results import Score
+
+SCRIPT_TASK = "own script"
+SCRIPTS = {"ru": "Cyrillic", "en": "Latin"}
+
+
+@dataclass(frozen=True)
+class Fair:
+    """The suite as a config names it.
+
+    prompts: by language, to be continued; `own script` is the share of letters written in the script that `scripts`
+        gives the language (language confusion is what is left of 1); a text without letters counts as 0.
+    texts: by language, a file: .jsonl with the field `text`, or plain text whose documents stand apart by empty lines;
+        null is the micro-world. Bits per byte of English tell what is forgotten when a model is adapted to Russian.
+    context: characters of a window. max_characters: of each language's texts; null is all.
+    max_new_characters: written after a prompt. timed_tokens: how many are written to measure the speed; null measures
+        none (speed depends on what else the machine does).
+    """
+
+    prompts: Mapping[str, Sequence[str]]
+    texts: Mapping[str, str | None] = field(default_factory=lambda: {"ru": None, "en": None})
+    scripts: Mapping[str, str] = field(default_factory=lambda: dict(SCRIPTS))
+    context: int = 1000
+    max_characters: int | None = None
+    max_new_characters: int = 200
+    timed_tokens: int | None = 32
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        progress: str | None = None,
+        journal: Journal | None = None,
+        ranks: Ranks | None = None,
+    ) -> SuiteResult:
+        journal = journal or Journal()
+        details: dict[str, dict[str, Any]] = {}
+        for language, texts in self._texts().items():
+
+            def measured(language: str = language, texts: Sequence[str] = texts) -> dict[str, Any]:
+                label = progress and f"{progress}: bits per byte, {language}"
+                bits = bits_per_byte(model, tokenizer, texts, context=self.context, progress=label)
+                return text_measures(tokenizer, texts, bits)
+
+            details[f"text/{language}"] = journal.remember(f"text/{language}", measured)
+        scores, records = {}, []
+        for language, prompts in self.prompts.items():
+            label = progress and f"{progress}: writing, {language}"
+            written = self._written(model, tokenizer, language, prompts, journal, ranks, label)
+            records += written
+            scores[f"{SCRIPT_TASK}/{language}"] = Score(*mean_and_stderr([r.value for r in written]), len(written))
+            if self.timed_tokens:
+                tokens = self.timed_tokens
+                details[f"speed/{language}"] = journal.remember(
+                    f"speed/{language}",
+                    lambda prompts=prompts, tokens=tokens: generation_speed(
+                        model, tokenizer, prompts, max_new_tokens=tokens
+                    ),
+                )
+        return SuiteResult(scores, details, records)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What answers depend on besides the model."""
+        texts = {
+            language: hashlib.sha256("\0".join(of).encode()).hexdigest()[:16] for language, of in self._texts().items()
+        }
+        plain = {key: value for key, value in asdict(self).items() if key != "texts"}
+        return {"texts": texts, **plain}
+
+    def _written(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        language: str,
+        prompts: Sequence[str],
+        journal: Journal,
+        ranks: Ranks | None,
+        progress: str | None,
+    ) -> list[Record]:
+        """What was written after each prompt, worth the share of its letters that are in the language's script."""
+        budget = self.max_new_characters
+        queries = [
+            Query(f"writing/{language}/{i}", prompt, max_new_characters=budget) for i, prompt in enumerate(prompts)
+        ]
+        answers = ask(model, tokenizer, queries, journal=journal, ranks=ranks, progress=progress)
+        return [
+            Record(
+                *(SCRIPT_TASK, language, query.prompt, answer.text, self.scripts[language]),
+                script_share(answer.text, self.scripts[language]) or 0.0,
+                item=query.key,
+            )
+            for query, answer in zip(queries, answers, strict=True)
+        ]
+
+    def _texts(self) -> dict[str, list[str]]:
+        found = {}
+        for language, path in self.texts.items():
+            texts = micro_texts(language) if path is None else read_texts(Path(path))
+            found[language] = _up_to(texts, self.max_characters)
+            if not found[language]:
+                raise ValueError(f"benchmark.fair.texts.{language}={path} holds no text")
+        return found
+
+
+def text_measures(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], bits: Score) -> dict[str, Any]:
+    """What is told of texts, given their bits per byte."""
+    characters, size = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
+    per_token = characters_per_token(tokenizer, texts)
+    words = sum(len(text.split()) for text in texts)
+    return {
+        "bits_per_byte": bits.value,
+        "bits_per_byte_stderr": bits.stderr,
+        "bits_per_character": bits.value * size / characters,
+        "characters_per_token": per_token,
+        "tokens_per_word": characters / per_token / words,
+        "characters": characters,
+        "texts": len(texts),
+    }
+
+
+def micro_texts(language: str) -> list[str]:
+    """Stories of the micro-world, the same in every language."""
+    rng = random.Random("fair")
+    return [" ".join(event.told[language] for event in story(rng, 4)) for _ in range(50)]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Documents of a file: the field `text` of JSONL, or plain text parted by empty lines."""
+    if path.suffix == ".jsonl":
+        return [row["text"] for row in read_rows(path)]
+    return [part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+
+
+def _up_to(texts: Sequence[str], characters: int | None) -> list[str]:
+    """The first texts, the last of them cut, of that many characters."""
+    kept, left = [], characters if characters is not None else 2**62
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(kept[-1])
+        if left <= 0:
+            break
+    return [text for text in kept if text]

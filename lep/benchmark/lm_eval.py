@@ -1,0 +1,131 @@
+"""The field's own judge: tasks of lm-evaluation-harness on the model in memory. An optional extra: `lep[lm-eval]`.
+
+In: names of its tasks, or YAML files of one's own. Out: its metrics with its standard errors, in our record. Its way of
+asking is not Darumeru's (a chat's examples, what an option is): compare its figures with its own only.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.benchmark.records import Record, SuiteResult
+from lep.results import Score
+
+
+@dataclass(frozen=True)
+class LmEval:
+    """The suite as a config names it.
+
+    tasks: names. include_path: a directory with YAML tasks of one's own, taken instead of the harness's. shots, limit,
+    batch_size: as in the harness. chat: whether to use the chat format. language: what the scores are filed under.
+    """
+
+    tasks: Sequence[str]
+    include_path: str | None = None
+    shots: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    chat: bool = False
+    language: str = "ru"
+
+    def __call__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
+    ) -> SuiteResult:
+        if not self.tasks:
+            raise ValueError("benchmark.lm_eval.tasks is empty. Name tasks, e.g. benchmark.lm_eval.tasks=[xnli_ru]")
+        found = evaluate(model, tokenizer, self)
+        scores, details = {}, {}
+        for task, metrics in found["results"].items():
+            named = {
+                name.removesuffix(",none"): value for name, value in metrics.items() if isinstance(value, int | float)
+            }
+            n = found["n-samples"].get(task, {}).get("effective", 0)
+            details[f"lm_eval {task}"] = named
+            for name, value in named.items():
+                stderr = named.get(f"{name}_stderr", math.nan)
+                if not name.endswith("_stderr") and 0 <= value <= 1 and f"{name}_stderr" in named:
+                    scores[f"{task} {name}/{self.language}"] = Score(float(value), float(stderr), n)
+        records = [
+            Record(task, self.language, "", "", str(sample["target"]), float(sample["acc"]), item=str(sample["doc_id"]))
+            for task, samples in found["samples"].items()
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+            if "acc" in sample
+        ]
+        return SuiteResult(scores, details, records)
+
+
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: LmEval) -> dict[str, Any]:
+    """The harness's own result. The one place that knows it."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(f"benchmark=lm_eval needs the harness ({error.name}): pip install 'lep[lm-eval]'") from error
+    manager = TaskManager(include_path=suite.include_path, include_defaults=suite.include_path is None)
+    # Its decorators hide its signatures from type checkers.
+    found: Any = simple_evaluate(  # pyright: ignore
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size),  # pyright: ignore
+        tasks=list(suite.tasks),  # pyright: ignore
+        num_fewshot=suite.shots,  # pyright: ignore
+        limit=suite.limit,
+        task_manager=manager,  # pyright: ignore
+        apply_chat_template=suite.chat,
+        log_samples=True,
+        bootstrap_iters=1000,
+    )
+    assert found is not None, "the harness hands its result to the first process alone"
+    return found
+
+
+RUCOLA = "lep_rucola"
+
+
+def write_rucola_task(
+    directory: Path,
+    *,
+    test: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    wording: Mapping[str, str],
+    bos: str | None,
+) -> None:
+    """RuCoLA as a task of the harness that asks in the words of our own suite, in plain text, all examples in order.
+
+    test, examples: rows with `sentence` and `acceptable`. wording: `user` (with {sentence}) and `assistant`, as in the
+    prompts file. bos: written before everything, as the harness leaves BOS to the tokenizer.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    # Other columns are left out: files whose columns differ in type cannot be splits of one data set.
+    for name, rows in (("test", test), ("examples", examples or test[:1])):
+        with (directory / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, ["sentence", "acceptable"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+    asked = wording["user"].replace("{sentence}", "{{sentence}}")
+    task = {
+        "task": RUCOLA,
+        "dataset_path": "csv",
+        "dataset_kwargs": {
+            "data_files": {"train": str(directory / "examples.csv"), "validation": str(directory / "test.csv")}
+        },
+        "validation_split": "validation",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+        "num_fewshot": len(examples),
+        "output_type": "multiple_choice",
+        "description": bos or "",
+        "doc_to_text": f"{asked}\n{wording['assistant']}",
+        "doc_to_choice": ["0", "1"],
+        "doc_to_target": "acceptable",
+        "metric_list": [{"metric": "acc"}, {"metric": "mcc"}],
+    }
+    text = yaml.safe_dump(task, allow_unicode=True, sort_keys=False)
+    (directory / f"{RUCOLA}.yaml").write_text(text, encoding="utf-8")

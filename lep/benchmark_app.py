@@ -1,0 +1,228 @@
+"""The entry point `lep-benchmark`: suites on model directories, without training, resumable at the item.
+
+Answers lie in `artifacts/answers`, in a file for each suite and fingerprint: model, data, prompts and protocol. A run
+that is killed goes on there; another model, prompt or protocol has a file of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep import checkpoints, terminal
+from lep.artifacts import artifact_key
+from lep.benchmark.asking import Journal, Ranks
+from lep.benchmark.records import Record, SuiteResult, compare, samples, write_records
+from lep.config import build, choices, plain
+from lep.report import write_report
+from lep.results import Result, Row, Score, environment, write_result
+from lep.run import HYDRA_VERSION_BASE, quieten
+
+# What an answer does not depend on: how many are asked.
+NOT_FINGERPRINTED = ("limit", "tasks")
+
+
+def benchmark(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
+    """Judge the model, and the one it is compared with, by every suite; one record with tables and differences."""
+    models = find_models(config)
+    suites = {str(name): build(node) for name, node in config.benchmark.items()}
+    if not suites:
+        raise ValueError("benchmark is empty. Choose suites: benchmark=[darumeru,fair,minimal_pairs]")
+    ranks, device = start_ranks(), pick_device(config.device)
+    rows: list[Row] = []
+    records: dict[str, list[Record]] = {}
+    started = time.monotonic()
+    for name, directory in models.items():
+        tokenizer = checkpoints.load_tokenizer(directory, key="model")
+        model = checkpoints.load_model(directory, dtype=dtype_of(config.dtype)).to(device)  # type: ignore[arg-type]
+        identity = {"model": checkpoints.fingerprint(directory), "dtype": str(model.dtype)}
+        found = {
+            suite: run_suite(suites[suite], suite, node, model, tokenizer, identity, config, ranks, name)
+            for suite, node in config.benchmark.items()
+        }
+        rows.append(make_row(name, found.values()))
+        records[name] = [record for suite in found.values() for record in suite.records]
+    for name, of in records.items():
+        if not ranks.rank:
+            write_records(run_dir / "answers" / f"{name}.jsonl", of)
+    return Result(
+        study=config.study,
+        run=run_dir.name,
+        choices=chosen,
+        seed=0,
+        rows=rows,
+        comparisons=compare(records),
+        samples=samples(records),
+        environment=environment(device=device),
+        artifacts={name: str(directory) for name, directory in models.items()},
+        timings={"benchmark": time.monotonic() - started},
+    )
+
+
+def find_models(config: DictConfig) -> dict[str, Path]:
+    """The directories of the model and of the one it is compared with, by the names of their rows."""
+    reference = config.model_dir
+    if reference is None and config.get("model"):
+        reference = config.model.instruct or config.model.base
+    if reference is None:
+        raise ValueError("there is no model to judge. Give one: lep-benchmark model=DIR")
+    found = {_name(reference): checkpoints.resolve(reference, None, key="model")}
+    if config.against is not None:
+        name = _name(config.against)
+        found[name if name not in found else config.against] = checkpoints.resolve(config.against, None, key="against")
+    return found
+
+
+def run_suite(
+    suite: Any,
+    name: str,
+    node: DictConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    identity: dict[str, Any],
+    config: DictConfig,
+    ranks: Ranks,
+    model_name: str,
+) -> SuiteResult:
+    """One suite on one model. One that has a fingerprint can be resumed and shared out; others run on every rank."""
+    progress = None if ranks.rank else f"{model_name}: {name}"
+    if not hasattr(suite, "fingerprint"):
+        return suite(model, tokenizer, progress=progress)
+    settings = {key: value for key, value in plain(node).items() if key not in NOT_FINGERPRINTED}
+    fingerprint = {"suite": name, "settings": settings, "asked": suite.fingerprint(), **identity}
+    key = artifact_key("answers", fingerprint)
+    path = Path(config.artifacts_dir) / "answers" / f"{name}-{key[:12]}"
+    journal = Journal(path, {"key": key, **fingerprint}, rank=ranks.rank)
+    if journal.known and not ranks.rank:
+        terminal.say(f"resumed   {name} of {model_name}: {len(journal.known):,} answers are there")
+    return suite(model, tokenizer, progress=progress, journal=journal, ranks=ranks)
+
+
+def make_row(name: str, found: Sequence[SuiteResult] | Any) -> Row:
+    """What the suites found of one model."""
+    scores: dict[str, Score] = {}
+    details: dict[str, Any] = {}
+    for suite in found:
+        scores |= suite.scores
+        details |= suite.details
+    texts = {key.partition("/")[2]: facts for key, facts in details.items() if key.startswith("text/")}
+    bits = {
+        language: Score(facts["bits_per_byte"], facts["bits_per_byte_stderr"], facts["texts"])
+        for language, facts in texts.items()
+    }
+    characters = {language: facts["characters_per_token"] for language, facts in texts.items()}
+    return Row(name, scores, characters, bits, details)
+
+
+def start_ranks() -> Ranks:
+    """This process among those that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")  # answers are gathered as Python objects
+    return Ranks.current()
+
+
+def pick_device(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(asked: str) -> torch.dtype | str:
+    known = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if asked not in known:
+        raise ValueError(f"dtype={asked} is unknown. Use one of {', '.join(known)}")
+    return known[asked]
+
+
+def show(result: Result) -> None:
+    """Scores with 95 % intervals, models side by side; what else was measured; differences beyond the noise."""
+    table = Table("measure", *(row.name for row in result.rows), box=box.SIMPLE_HEAD)
+    for key in dict.fromkeys(key for row in result.rows for key in row.scores):
+        table.add_row(key, *(_interval(row.scores.get(key)) for row in result.rows))
+    for language in dict.fromkeys(language for row in result.rows for language in row.bits_per_byte):
+        table.add_row(f"bits per byte/{language}", *(_bits(row.bits_per_byte.get(language)) for row in result.rows))
+    terminal.console.print(table)
+    for found in result.comparisons:
+        if found["low"] > 0 or found["high"] < 0:
+            terminal.say(
+                f"beyond the noise: {found['task']}: {found['a']} {100 * found['difference']:+.1f} "
+                f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}] against {found['b']} (n={found['n']})"
+            )
+    for row in result.rows:
+        about = row.details.get("darumeru")
+        if about and not about["complete"]:
+            missing = f"; missing: {', '.join(about['missing'])}" if about["missing"] else ""
+            limit = f"; {about['limit']} items a task" if about["limit"] else ""
+            terminal.say(f"incomplete: Darumeru of {row.name}{limit}{missing}")
+
+
+def _interval(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    return f"{100 * score.value:.1f} ±{196 * score.stderr:.1f} (n={score.n})"
+
+
+def _bits(score: Score | None) -> str:
+    return "-" if score is None else f"{score.value:.3f} ±{1.96 * score.stderr:.3f} (n={score.n})"
+
+
+def _name(reference: str) -> str:
+    return reference.rstrip("/").rpartition("/")[2] or reference
+
+
+def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
+    """Judge and leave the record, the page and the answers in the run's folder."""
+    result = benchmark(config, run_dir, chosen=chosen)
+    if Ranks.current().rank == 0:
+        write_report(result, run_dir / "report.html")
+        write_result(run_dir / "result.json", result)
+        show(result)
+        terminal.say(f"saved     {run_dir}/  (answers, result.json, report.html)")
+    return result
+
+
+@hydra.main(config_path="pkg://lep.conf", config_name="benchmark_only", version_base=HYDRA_VERSION_BASE)
+def compose_and_run(config: DictConfig) -> None:
+    """The task of Hydra: one job, also of a sweep."""
+    hydra_config = HydraConfig.get()
+    try:
+        run_job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
+    except ValueError as error:
+        logging.getLogger(__name__).exception("refused")
+        raise SystemExit(terminal.complain(str(error))) from error
+
+
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """`model=DIR` as an override that Hydra takes: `model` is a group, and a directory is none of its options."""
+    options = {path.name.removesuffix(".yaml") for path in files("lep.conf").joinpath("model").iterdir()}
+    return [
+        f"model_dir={argument.removeprefix('model=')}"
+        if argument.startswith("model=") and not set(argument.removeprefix("model=").split(",")) <= options
+        else argument
+        for argument in arguments
+    ]
+
+
+def main() -> None:
+    """The console script `lep-benchmark`."""
+    quieten()
+    sys.argv[1:] = as_overrides(sys.argv[1:])
+    compose_and_run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Benchmarks while training goes on: a score against the step, as in the paper's Figure 2."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+from lep.embeddings import Embeddings
+from lep.training.module import EmbeddingTraining
+
+
+class BenchmarkWhileTraining(pl.Callback):
+    """Every so many optimizer steps, hands the tables as they stand to `judge` and logs the scores it gives.
+
+    judge: called on every process, which may share the work; it must give each the same scores. They go to all loggers
+    and into the module's history, so that a run that goes on after a kill still has them.
+    """
+
+    def __init__(self, every_steps: int, judge: Callable[[Embeddings], Mapping[str, float]]) -> None:
+        if every_steps < 1:
+            raise ValueError(f"during_training.every_steps={every_steps} is below 1. Give a number of steps, or null")
+        self.every_steps = every_steps
+        self._judge = judge
+        self._judged_at = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        # Batches whose gradients are only accumulated end at the same step.
+        if step % self.every_steps or step == self._judged_at or step == 0:
+            return
+        assert isinstance(pl_module, EmbeddingTraining)
+        self._judged_at = step
+        scores = {f"benchmark/{name}": value for name, value in self._judge(pl_module.embeddings()).items()}
+        pl_module.history.append({"step": step, **scores})
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(scores, step=step)
