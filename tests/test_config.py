@@ -60,7 +60,7 @@ def test_every_group_is_in_the_wheel():
     }
     assert folders == {name for name in packages if name.startswith("lep.conf.")}
     code = {
-        "lep." + ".".join(path.parent.relative_to(ROOT / "lep").parts) for path in (ROOT / "lep").glob("*/__init__.py")
+        "lep." + ".".join(path.parent.relative_to(ROOT / "lep").parts) for path in (ROOT / "lep").rglob("*/__init__.py")
     }
     assert code == {name for name in packages if name.startswith("lep.") and not name.startswith("lep.conf")}
 

@@ -179,11 +179,12 @@ def test_a_checkpoint_that_fails_halfway_leaves_the_old_one(tmp_path: Path, monk
     pico_fit(pico_module(), 4, checkpoints=tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()
 
-    def broken(checkpoint, file) -> None:
-        file.write(b"half")
+    def broken(checkpoint, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr("lep.training.checkpoint.torch.save", broken)
     with pytest.raises(OSError, match="disk full"):
         pico_fit(pico_module(), 4, checkpoints=tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
