@@ -14,6 +14,7 @@ import shutil
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -35,6 +36,9 @@ WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # numpy has no bfloat16: row
 # Rows between two returns of memory: 1,024 scattered rows touch at most 64 MiB (the kernel maps 64 KiB around each).
 ROWS_TOUCHED = 1024
 BLOCK_ROWS = 4096  # of a table that is written: 4,096 x 4,096 float32 is 64 MiB
+SCANNED_ROWS = (
+    1024  # of a table that is only looked at: 16 MiB in float32, which the allocator hands out again and again
+)
 COPY_BYTES = 16 * 2**20
 
 
@@ -73,6 +77,22 @@ def blocks(table: Table, *, rows: int = BLOCK_ROWS) -> Iterator[Tensor]:
     """The table in blocks of rows, first to last."""
     for start in range(0, table.shape[0], rows):
         yield table[start : start + rows]
+
+
+def row_norms(table: Table, *, rows: int | None = None) -> Tensor:
+    """Lengths of the first `rows` rows (all without), [V] float64 from float32 sums (float64 of a float64 table)."""
+    if isinstance(table, StoredTable):
+        return table.row_norms[:rows]
+    return _scan_norms(table, table.shape[0] if rows is None else rows)
+
+
+def _scan_norms(table: Table, rows: int) -> Tensor:
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    norms = [
+        table[start : min(start + SCANNED_ROWS, rows)].detach().to("cpu", dtype).norm(dim=1).double()
+        for start in range(0, rows, SCANNED_ROWS)
+    ]
+    return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
 
 
 def in_memory(table: Table) -> Tensor:
@@ -164,6 +184,11 @@ class StoredTable:
             words[start : start + ROWS_TOUCHED] = self._rows[chosen[start : start + ROWS_TOUCHED]]
             self._give_back()
         return torch.from_numpy(words).view(self.dtype)
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """Lengths of all rows, [V] float64: several ask for them, and the file does not change."""
+        return _scan_norms(self, self.shape[0])
 
     def _give_back(self) -> None:
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
