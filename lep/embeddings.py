@@ -79,9 +79,16 @@ class Embeddings(Generic[AnyTable]):
         """The tables as tensors."""
         return self.map(in_memory)
 
-    def save(self, path: Path) -> None:
-        """Writes one safetensors file, block of rows by block; whole or not at all."""
-        write_file(path, {"input": self.input} if self.output is None else {"input": self.input, "output": self.output})
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables, on disk as in memory."""
+        tables = [self.input] if self.output is None else [self.input, self.output]
+        return sum(table.shape.numel() * table.dtype.itemsize for table in tables)
+
+    def save(self, path: Path, *, advance: Callable[[int], None] = lambda nbytes: None) -> None:
+        """Writes one safetensors file, block of rows by block; whole or not at all. `advance` is told the bytes."""
+        tables = {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
+        write_file(path, tables, advance=advance)
 
     @classmethod
     def load(cls, path: Path) -> "Embeddings":

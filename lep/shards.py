@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lep.durable import replacing
+from lep.durable import flushing, replacing
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 METADATA = "__metadata__"
@@ -298,26 +299,34 @@ def rewrite(
         else (entry.dtype, entry.shape, entry.nbytes)
         for name, entry in entries.items()
     }
-    with source.open("rb") as old, replacing(target) as partial, partial.open("wb") as new:
-        new.write(_header(parts, metadata))
-        for name, entry in entries.items():
+    header = _header(parts, metadata)
+    starts = dict(
+        zip(parts, accumulate((nbytes for _, _, nbytes in parts.values()), initial=len(header)), strict=False)
+    )
+    with source.open("rb") as old, replacing(target) as partial, partial.open("wb") as new, flushing(new):
+        new.write(header)
+        # What is copied comes first: the disk takes it while the tables are computed.
+        for name in sorted(parts, key=lambda name: name in replaced):
+            new.seek(starts[name])
             if name in replaced:
-                _write_table(new, replaced[name], DTYPES[entry.dtype], advance)
+                _write_table(new, replaced[name], DTYPES[entries[name].dtype], advance)
             else:
-                _copy_bytes(old, new, entry, advance)
+                _copy_bytes(old, new, entries[name], advance)
 
 
-def write_file(path: Path, tables: Mapping[str, Table]) -> None:
+def write_file(
+    path: Path, tables: Mapping[str, Table], *, advance: Callable[[int], None] = lambda nbytes: None
+) -> None:
     """A safetensors file of these tables alone, in their dtypes; whole or not at all."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     parts = {
         name: (names[table.dtype], tuple(table.shape), _nbytes(names[table.dtype], table.shape))
         for name, table in tables.items()
     }
-    with replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file, flushing(file):
         file.write(_header(parts, {}))
         for table in tables.values():
-            _write_table(file, table, table.dtype, lambda nbytes: None)
+            _write_table(file, table, table.dtype, advance)
 
 
 def _header(parts: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
