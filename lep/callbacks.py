@@ -27,6 +27,7 @@ from lep.chat import end_of_turn
 from lep.checkpoints import load_model
 from lep.embeddings import TABLES_FILE, Embeddings, embeddings_of, open_embeddings, open_tables, set_embeddings_
 from lep.export import export_model
+from lep.export.progress import busy, bytes_progress
 from lep.propagation import Rule, propagate
 from lep.propagation.audit import extreme_rows
 from lep.propagation.end_of_turn import margins, restore_end_of_turn
@@ -145,14 +146,16 @@ class Judge:
 
         What needs a model is left out and said to be: scores, and the repair of the end-of-turn token.
         """
-        tables, diagnostics = self._propagate(candidate)
+        with busy(f"fitting {candidate.name}"):
+            tables, diagnostics = self._propagate(candidate)
         diagnostics["end of turn"] = {"changed": False, "unchanged_because": NOT_REPAIRED}
         if export_dir is None:
             return Judged(Row(candidate.name), diagnostics, [])
         export_dir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=export_dir.parent, prefix=".carried-") as folder:
             # Computed once and kept on disk: they are read for the audit, for the padding and for the checkpoint.
-            tables.save(Path(folder) / TABLES_FILE)
+            with bytes_progress(f"computing {candidate.name}", tables.nbytes) as advance:
+                tables.save(Path(folder) / TABLES_FILE, advance=advance)
             tables = open_tables(Path(folder) / TABLES_FILE)
             assert candidate.tables is not None, "only tables are carried"
             diagnostics = audited(diagnostics, tables, candidate.tables)

@@ -2,8 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from typing import IO
+
+FLUSH_EVERY = 1.0  # seconds
 
 
 @contextmanager
@@ -19,6 +24,24 @@ def replacing(path: Path) -> Iterator[Path]:
         staging.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+@contextmanager
+def flushing(file: IO[bytes]) -> Iterator[None]:
+    """Has the disk take what is written to a file while the block still computes: the last flush is short then."""
+    done = Event()
+
+    def flush_now_and_then() -> None:
+        while not done.wait(FLUSH_EVERY):
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        flushed = pool.submit(flush_now_and_then)
+        try:
+            yield
+        finally:
+            done.set()
+        flushed.result()  # an error of the disk is told once
 
 
 def flush(path: Path) -> None:

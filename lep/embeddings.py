@@ -20,7 +20,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from typing_extensions import TypeVar
 
 from lep.shards import (
-    BLOCK_ROWS,
     StoredTable,
     Table,
     blocks,
@@ -28,6 +27,7 @@ from lep.shards import (
     read_header,
     rewrite_checkpoint,
     rewritten_bytes,
+    row_norms,
     tensor_files,
     write_file,
 )
@@ -79,9 +79,16 @@ class Embeddings(Generic[AnyTable]):
         """The tables as tensors."""
         return self.map(in_memory)
 
-    def save(self, path: Path) -> None:
-        """Writes one safetensors file, block of rows by block; whole or not at all."""
-        write_file(path, {"input": self.input} if self.output is None else {"input": self.input, "output": self.output})
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables, on disk as in memory."""
+        tables = [self.input] if self.output is None else [self.input, self.output]
+        return sum(table.shape.numel() * table.dtype.itemsize for table in tables)
+
+    def save(self, path: Path, *, advance: Callable[[int], None] = lambda nbytes: None) -> None:
+        """Writes one safetensors file, block of rows by block; whole or not at all. `advance` is told the bytes."""
+        tables = {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
+        write_file(path, tables, advance=advance)
 
     @classmethod
     def load(cls, path: Path) -> "Embeddings":
@@ -284,17 +291,6 @@ def _set_vocab_size_(model: PreTrainedModel, rows: int) -> None:
     for owner in (*configs, *model.modules()):
         if getattr(owner, "vocab_size", None) == old:
             owner.vocab_size = rows  # type: ignore[union-attr]
-
-
-def row_norms(table: Table, *, rows: int | None = None) -> Tensor:
-    """Lengths of the first `rows` rows (all without), [V] float64 from float32 sums (float64 of a float64 table)."""
-    stop = table.shape[0] if rows is None else rows
-    starts = range(0, stop, BLOCK_ROWS)
-    dtype = torch.promote_types(table.dtype, torch.float32)
-    norms = [
-        table[start : min(start + BLOCK_ROWS, stop)].detach().to("cpu", dtype).norm(dim=1).double() for start in starts
-    ]
-    return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
 
 
 def untrained_rows(table: Table, *, rows: int | None = None) -> Tensor:

@@ -14,6 +14,8 @@ import shutil
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lep.durable import replacing
+from lep.durable import flushing, replacing
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 METADATA = "__metadata__"
@@ -35,6 +37,9 @@ WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # numpy has no bfloat16: row
 # Rows between two returns of memory: 1,024 scattered rows touch at most 64 MiB (the kernel maps 64 KiB around each).
 ROWS_TOUCHED = 1024
 BLOCK_ROWS = 4096  # of a table that is written: 4,096 x 4,096 float32 is 64 MiB
+SCANNED_ROWS = (
+    1024  # of a table that is only looked at: 16 MiB in float32, which the allocator hands out again and again
+)
 COPY_BYTES = 16 * 2**20
 
 
@@ -73,6 +78,22 @@ def blocks(table: Table, *, rows: int = BLOCK_ROWS) -> Iterator[Tensor]:
     """The table in blocks of rows, first to last."""
     for start in range(0, table.shape[0], rows):
         yield table[start : start + rows]
+
+
+def row_norms(table: Table, *, rows: int | None = None) -> Tensor:
+    """Lengths of the first `rows` rows (all without), [V] float64 from float32 sums (float64 of a float64 table)."""
+    if isinstance(table, StoredTable):
+        return table.row_norms[:rows]
+    return _scan_norms(table, table.shape[0] if rows is None else rows)
+
+
+def _scan_norms(table: Table, rows: int) -> Tensor:
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    norms = [
+        table[start : min(start + SCANNED_ROWS, rows)].detach().to("cpu", dtype).norm(dim=1).double()
+        for start in range(0, rows, SCANNED_ROWS)
+    ]
+    return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
 
 
 def in_memory(table: Table) -> Tensor:
@@ -164,6 +185,11 @@ class StoredTable:
             words[start : start + ROWS_TOUCHED] = self._rows[chosen[start : start + ROWS_TOUCHED]]
             self._give_back()
         return torch.from_numpy(words).view(self.dtype)
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """Lengths of all rows, [V] float64: several ask for them, and the file does not change."""
+        return _scan_norms(self, self.shape[0])
 
     def _give_back(self) -> None:
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -273,26 +299,34 @@ def rewrite(
         else (entry.dtype, entry.shape, entry.nbytes)
         for name, entry in entries.items()
     }
-    with source.open("rb") as old, replacing(target) as partial, partial.open("wb") as new:
-        new.write(_header(parts, metadata))
-        for name, entry in entries.items():
+    header = _header(parts, metadata)
+    starts = dict(
+        zip(parts, accumulate((nbytes for _, _, nbytes in parts.values()), initial=len(header)), strict=False)
+    )
+    with source.open("rb") as old, replacing(target) as partial, partial.open("wb") as new, flushing(new):
+        new.write(header)
+        # What is copied comes first: the disk takes it while the tables are computed.
+        for name in sorted(parts, key=lambda name: name in replaced):
+            new.seek(starts[name])
             if name in replaced:
-                _write_table(new, replaced[name], DTYPES[entry.dtype], advance)
+                _write_table(new, replaced[name], DTYPES[entries[name].dtype], advance)
             else:
-                _copy_bytes(old, new, entry, advance)
+                _copy_bytes(old, new, entries[name], advance)
 
 
-def write_file(path: Path, tables: Mapping[str, Table]) -> None:
+def write_file(
+    path: Path, tables: Mapping[str, Table], *, advance: Callable[[int], None] = lambda nbytes: None
+) -> None:
     """A safetensors file of these tables alone, in their dtypes; whole or not at all."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     parts = {
         name: (names[table.dtype], tuple(table.shape), _nbytes(names[table.dtype], table.shape))
         for name, table in tables.items()
     }
-    with replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file, flushing(file):
         file.write(_header(parts, {}))
         for table in tables.values():
-            _write_table(file, table, table.dtype, lambda nbytes: None)
+            _write_table(file, table, table.dtype, advance)
 
 
 def _header(parts: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:

@@ -15,6 +15,7 @@ from lep.export import checks, export_model
 from lep.export.files import agrees
 from lep.export.ids import config_with_ids, generation_with_ids, id_map, ids_in
 from lep.export.padding import pad_tables
+from lep.export.progress import busy, bytes_progress
 from lep.export.servers import pre_tokenizer_class, served_by
 from lep.shards import in_memory
 
@@ -383,3 +384,18 @@ def test_servers_are_told_what_they_lack():
     assert not served_by(byte_level_bpe(), rows=425, tokens=425, tied=False)["vllm"]["ready"]
     assert "tokenizer=bpe" in served_by(metaspace_unigram(), rows=320, tokens=303, tied=True)["llama.cpp"]["remedy"]
     assert "llama-tokenize" in served_by(sentencepiece_bpe(), rows=512, tokens=460, tied=True)["llama.cpp"]["remedy"]
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(capsys, monkeypatch):
+    def show() -> str:
+        with bytes_progress("writing a model", 4 * 10**9) as advance:
+            advance(3 * 10**9)
+        with busy("fitting conversion"):
+            pass
+        return capsys.readouterr().err
+
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    assert show() == ""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    shown = show()
+    assert "writing a model" in shown and "3.0/4.0 GB" in shown and "fitting conversion" in shown

@@ -188,6 +188,14 @@ def test_every_byte_written_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
+def test_every_byte_saved_is_told_and_known_before(tmp_path, tied):
+    told, tables = [], new_tables(tied)
+    tables.save(tmp_path / "tables.safetensors", advance=told.append)
+    saved = load_file(tmp_path / "tables.safetensors")
+    assert sum(told) == tables.nbytes == sum(tensor.nbytes for tensor in saved.values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shards", [True, False])
 def test_what_will_be_written_is_known_from_the_headers_alone(tmp_path, tied, shards):
     checkpoint(tmp_path / "source", tied=tied, shards=shards)

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.chat import end_of_turn
 from lep.checkpoints import load_tokenizer
-from lep.embeddings import Embeddings, write_tables
+from lep.embeddings import Embeddings, write_tables, written_bytes
 from lep.export.card import CARD_FILE, RECIPE_FILE, as_yaml, model_card
 from lep.export.checks import check_directory
 from lep.export.files import copy_companions, write_tokenizer
 from lep.export.ids import config_with_ids, generation_with_ids, id_map
 from lep.export.padding import PAD_TO, pad_tables
+from lep.export.progress import bytes_progress
 from lep.export.servers import served_by
 from lep.shards import Table
 
@@ -63,7 +64,8 @@ def export_model(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        write_tables(instruct_dir, staging, padded)
+        with bytes_progress(f"writing {out_dir.name}", written_bytes(instruct_dir, rows)) as advance:
+            write_tables(instruct_dir, staging, padded, advance=advance)
         _write(staging / CONFIG_FILE, config)
         _write(staging / GENERATION_FILE, generation)
         write_tokenizer(tokenizer, staging)

@@ -6,8 +6,7 @@ and after. Out: how many rows are extreme, and which is the longest. Only length
 
 import torch
 
-from lep.embeddings import row_norms
-from lep.shards import Table
+from lep.shards import Table, row_norms
 
 # Trained rows of one table differ in length by less than this; propagation moves a row by a few percent.
 TIMES_MEDIAN, TIMES_BEFORE = 5.0, 2.0

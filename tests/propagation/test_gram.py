@@ -86,11 +86,23 @@ def test_condition_number_is_that_of_the_gram_matrix_and_always_finite():
     assert condition_number(gram(base[:2], instruct[:2])) == pytest.approx(2**52)
 
 
+def test_condition_number_of_more_than_a_few_directions_is_an_estimate_from_below():
+    spread = torch.linspace(-3, 3, 80, dtype=torch.float64).exp()
+    base = torch.linalg.qr(torch.randn(200, 80, generator=torch.Generator().manual_seed(0)).double()).Q * spread
+    found = condition_number(gram(base, base))
+    assert found <= np.exp(12) * (1 + 1e-9)
+    assert found == pytest.approx(np.exp(12), rel=0.05)
+    noise, _, _ = pairs_of(400, 80)  # its eigenvalues crowd at both ends
+    found, true = condition_number(gram(noise, noise)), torch.linalg.cond(noise.T @ noise).item()
+    assert 0.8 * true < found <= true * (1 + 1e-9)
+
+
 def test_combined_rows_are_the_rows_of_the_product():
     operator, table = random_operator(70, 50, shared=40), torch.randn(53, 6)
     rows = np.array([3, 68, 41, 3])
     expected = operator.weights.toarray().astype(np.float64) @ table[:50].double().numpy()
-    assert_close(combined_rows(operator, table, rows), torch.from_numpy(expected[rows]))
+    assert_close(combined_rows(operator, table.double(), rows), torch.from_numpy(expected[rows]))
+    assert_close(combined_rows(operator, table, rows), torch.from_numpy(expected[rows]).float())
 
 
 def test_near_duplicate_rows_give_a_small_map():
