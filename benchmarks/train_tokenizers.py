@@ -103,6 +103,11 @@ WAYS = {
 }
 
 
+def peak_memory() -> int:
+    """Bytes: the most that this process has been resident with."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> dict[str, float]:
     """Train once in this process; seconds and peak of the training alone, then characters a token."""
     started = time.perf_counter()
@@ -110,7 +115,7 @@ def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> 
         warnings.simplefilter("ignore")  # a corpus too small for the size is seen in the table
         count = WAYS[way](base, Texts(paths, held_out=False), size)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory()
     texts = list(Texts([path for path in paths if path.name.startswith(judged)], held_out=True))
     tokens = sum(map(count, texts))
     return {
