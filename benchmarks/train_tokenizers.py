@@ -1,6 +1,6 @@
 """Time and peak memory of learning a vocabulary, beside what a user of the plain libraries would write.
 
-    python benchmarks/train_tokenizers.py --base DIR --sizes 32000 128000 texts/*.jsonl.gz
+    python benchmarks/train_tokenizers.py texts/*.jsonl.gz --base DIR --sizes 32000 128000
 
 DIR holds the tokenizer of the base model, whose family the vocabularies of `lep` keep. Every row is a process of its
 own, so that its peak is its own. One document in twelve is held out, by the hash of its source; characters a token are
