@@ -1,6 +1,6 @@
 """Time and peak memory of learning a vocabulary, beside what a user of the plain libraries would write.
 
-    python benchmarks/train_tokenizers.py --base DIR --sizes 32000 128000 texts/*.jsonl.gz
+    python benchmarks/train_tokenizers.py texts/*.jsonl.gz --base DIR --sizes 32000 128000
 
 DIR holds the tokenizer of the base model, whose family the vocabularies of `lep` keep. Every row is a process of its
 own, so that its peak is its own. One document in twelve is held out, by the hash of its source; characters a token are
@@ -103,6 +103,11 @@ WAYS = {
 }
 
 
+def peak_memory() -> int:
+    """Bytes: the most that this process has been resident with."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> dict[str, float]:
     """Train once in this process; seconds and peak of the training alone, then characters a token."""
     started = time.perf_counter()
@@ -110,7 +115,7 @@ def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> 
         warnings.simplefilter("ignore")  # a corpus too small for the size is seen in the table
         count = WAYS[way](base, Texts(paths, held_out=False), size)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory()
     texts = list(Texts([path for path in paths if path.name.startswith(judged)], held_out=True))
     tokens = sum(map(count, texts))
     return {

@@ -1,6 +1,7 @@
-"""LLaMa-3, Qwen3 and Mistral themselves: the laws of T and the guarantees of every variant, for every single token.
+"""LLaMa-3, Qwen3 and Mistral themselves: the laws of T and the guarantees of the variants, for every single token.
 
-The variants are smaller than the paper's, so that they are made in seconds: what holds does not depend on the size.
+The variants are smaller than the paper's, and the large vocabularies stand in some of the cases only, so that all is
+done in a minute. benchmarks/real_vocabularies.py holds every pair and every variant to the same, at the paper's sizes.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,13 @@ from lep.tokenizers.scripts import letters_of
 from lep.vocabulary import kept_ids, read_vocabulary
 
 DROPPED = ("Han", "Hangul", "Hiragana", "Katakana", "Arabic", "Thai")
-VARIANTS = ("bpe", "unigram", "extension", "optimization", "dropping")
-CASES = [(base, variant) for base in REAL for variant in VARIANTS]
+VARIANTS = {
+    "mistral": ("bpe", "unigram", "extension", "optimization", "dropping"),
+    "llama3": ("unigram", "optimization"),
+    "qwen3": ("dropping",),
+}
+CASES = [(base, variant) for base in REAL for variant in VARIANTS[base]]
+PAIRS = [("llama3", "mistral"), ("mistral", "qwen3"), ("mistral", "mistral")]  # new, old
 Built = Callable[[str, str], PreTrainedTokenizerFast]
 
 
@@ -44,7 +50,7 @@ def read_once():
 
 @pytest.fixture(scope="session")
 def built(real, real_texts) -> Built:
-    texts = [text for name in real_texts for text in real_texts[name][::2]]
+    texts = [text for name in real_texts for text in real_texts[name][::6]]
 
     @cache
     def build(base: str, variant: str) -> PreTrainedTokenizerFast:
@@ -65,12 +71,23 @@ def built(real, real_texts) -> Built:
 
 
 @pytest.fixture(scope="session")
+def dead() -> Callable[[PreTrainedTokenizerFast], set[str | None]]:
+    """The pieces of a vocabulary that no text gives."""
+
+    @cache
+    def find(tokenizer: PreTrainedTokenizerFast) -> set[str | None]:
+        vocabulary = read_vocabulary(tokenizer)
+        return {vocabulary.pieces[i] for i in unreachable_tokens(tokenizer, vocabulary)}
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def unseen(real_texts) -> dict[str, list[str]]:
-    return {name: texts[1::2] for name, texts in real_texts.items()}
+    return {name: texts[1::6] for name, texts in real_texts.items()}
 
 
-@pytest.mark.parametrize("old", REAL)
-@pytest.mark.parametrize("new", REAL)
+@pytest.mark.parametrize(("new", "old"), PAIRS)
 def test_the_laws_of_t_between_real_vocabularies(real, new, old):
     operator = check_laws(real[new], real[old])
     if new == old:
@@ -85,10 +102,11 @@ def test_the_laws_of_t_to_the_variants(real, built: Built, base, variant):
 
 
 @pytest.mark.parametrize(("base", "variant"), CASES)
-def test_every_token_is_reached_and_every_text_comes_back(built: Built, unseen, base, variant):
+def test_every_token_is_reached_and_every_text_comes_back(real, built: Built, dead, unseen, base, variant):
     tokenizer = built(base, variant)
     vocabulary = read_vocabulary(tokenizer)
-    assert [vocabulary.pieces[i] for i in unreachable_tokens(tokenizer, vocabulary)] == []
+    assert dead(tokenizer) <= dead(real[base])  # no token of ours; Qwen's pre-tokenizer cuts some of its own
+    assert variant in ("extension", "dropping") or not dead(tokenizer)
     assert lost_texts(tokenizer, [text for texts in unseen.values() for text in texts], vocabulary) == []
     assert lost_characters(tokenizer, vocabulary) == []
 
@@ -113,7 +131,7 @@ def test_numbers_are_split_as_the_family_splits_them(real, built: Built, base, v
     assert digits_per_token(read_vocabulary(built(base, variant))) <= longest
 
 
-@pytest.mark.parametrize("base", REAL)
+@pytest.mark.parametrize("base", [base for base in REAL if "extension" in VARIANTS[base]])
 def test_extension_keeps_ids_and_english(real, built: Built, unseen, base):
     old, new = real[base], built(base, "extension")
     assert vocabulary_change(old, new)["kept_ids"] == len(read_vocabulary(old).ids_of_pieces)
@@ -126,7 +144,7 @@ def test_extension_keeps_ids_and_english(real, built: Built, unseen, base):
     assert after["ru"]["characters_per_token"] < after["ru"]["characters_per_pre_token"]
 
 
-@pytest.mark.parametrize("base", REAL)
+@pytest.mark.parametrize("base", [base for base in REAL if "dropping" in VARIANTS[base]])
 def test_dropped_scripts_are_gone_and_nothing_else(real, built: Built, unseen, base):
     old, new = read_vocabulary(real[base]), read_vocabulary(built(base, "dropping"))
     letters = letters_of(DROPPED)
