@@ -27,6 +27,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 
 from lep.checkpoints import load_tokenizer
+from lep.corpus import CorpusFilters
+from lep.corpus.filters import clean
 from lep.corpus.text_files import open_text
 from lep.tokenizers import bpe, unigram
 
@@ -34,8 +36,12 @@ Count = Callable[[str], int]  # tokens of a text
 MEBIBYTE = 2**20
 
 
+# As the corpus stage cleans ragged books: lines that wrap and indent cost every vocabulary the same tokens.
+FILTERS = CorpusFilters(tidy_whitespace=True)
+
+
 class Texts:
-    """The texts to train on, or the held-out ones, read anew by every iteration."""
+    """The texts to train on, or the held-out ones, cleaned, read anew by every iteration."""
 
     def __init__(self, paths: list[Path], *, held_out: bool) -> None:
         self.paths, self.held_out = paths, held_out
@@ -47,7 +53,7 @@ class Texts:
                     record = json.loads(line)
                     digest = hashlib.sha256(f"{path.name} {record['source']}".encode()).digest()
                     if (digest[0] % 12 == 0) == self.held_out:
-                        yield record["text"]
+                        yield clean(record["text"], FILTERS).text
 
 
 def lep_bpe(base: Path, texts: Texts, size: int) -> Count:
