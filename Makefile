@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint setup clean
 
-demo: setup ## the whole method on the embedded tiny pair, in about three minutes
+demo: setup ## the whole method on the embedded tiny pair, in about five minutes
 	$(VENV)/bin/lep
 
 test: setup ## ruff, then every test

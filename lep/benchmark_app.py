@@ -6,7 +6,6 @@ that is killed goes on there; another model, prompt or protocol has a file of it
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,6 @@ from typing import Any
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
@@ -27,10 +25,10 @@ from lep import checkpoints, terminal
 from lep.artifacts import artifact_key
 from lep.benchmark.asking import Journal, Ranks
 from lep.benchmark.records import Record, SuiteResult, compare, samples, write_records
-from lep.config import build, choices, plain
+from lep.config import build, plain
 from lep.report import write_report
 from lep.results import Result, Row, Score, environment, write_result
-from lep.run import HYDRA_VERSION_BASE, quieten
+from lep.run import HYDRA_VERSION_BASE, as_task
 
 # What an answer does not depend on: how many are asked.
 NOT_FINGERPRINTED = ("limit", "tasks")
@@ -198,12 +196,7 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Res
 @hydra.main(config_path="pkg://lep.conf", config_name="benchmark_only", version_base=HYDRA_VERSION_BASE)
 def compose_and_run(config: DictConfig) -> None:
     """The task of Hydra: one job, also of a sweep."""
-    hydra_config = HydraConfig.get()
-    try:
-        run_job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
-    except ValueError as error:
-        logging.getLogger(__name__).exception("refused")
-        raise SystemExit(terminal.complain(str(error))) from error
+    as_task(run_job, config)
 
 
 def as_overrides(arguments: Sequence[str]) -> list[str]:
@@ -219,7 +212,6 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """The console script `lep-benchmark`."""
-    quieten()
     sys.argv[1:] = as_overrides(sys.argv[1:])
     compose_and_run()
 

@@ -114,6 +114,9 @@ def check(config: DictConfig) -> None:
             f"measured_characters={config.measured_characters} leaves no held-out text to measure bits per byte on. "
             "Give 1 or more; 60_000 is the usual"
         )
+    every = config.during_training.every_steps
+    if every is not None and every < 1:
+        raise ValueError(f"during_training.every_steps={every} is below 1. Give a number of steps, or null")
     _check_sizes(config)
     if config.trainer.get("strategy", "auto") != "auto" and not os.environ.get("LOCAL_RANK"):
         raise ValueError(

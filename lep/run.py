@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,17 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Res
 @hydra.main(config_path="pkg://lep.conf", config_name="config", version_base=HYDRA_VERSION_BASE)
 def compose_and_run(config: DictConfig) -> None:
     """The task of Hydra: one job, also of a sweep."""
+    as_task(run_job, config)
+
+
+def as_task(job: Callable[..., Result], config: DictConfig) -> None:
+    """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace."""
     quieten()  # here, since a launcher may start this in a process of its own
     hydra_config = HydraConfig.get()
     try:
-        run_job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
+        job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
     except ValueError as error:
-        # A user's mistake: the message says what to do, the trace is in run.log.
+        # The message says what to do, the trace is in the log.
         logging.getLogger(__name__).exception("refused")
         raise SystemExit(terminal.complain(str(error))) from error
 

@@ -496,7 +496,7 @@ def from_files(plan: Plan) -> bool:
     auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
     """
     config = plan.config
-    if plan.instruct_dir is None or (config.benchmark and "benchmark" in config.stages):
+    if plan.instruct_dir is None or (config.benchmark and "benchmark" in planned_stages(config)):
         return False
     if config.repair_end_of_turn != "auto":
         return not config.repair_end_of_turn

@@ -101,6 +101,9 @@ def test_several_options_of_a_group_at_once():
         (["tokenizer=optimization", "tokenizer.vocab_size=300"], "tokenizer.vocab_size=300"),
         (["trainer=ddp"], "torchrun"),
         (["measured_characters=0"], "measured_characters=0"),
+        (["during_training.every_steps=0"], "during_training.every_steps=0"),
+        (["export_pad_to=0"], "export_pad_to=0"),
+        (["repair_end_of_turn=maybe"], "repair_end_of_turn=maybe"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
