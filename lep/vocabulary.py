@@ -284,12 +284,22 @@ class SubtokenOperator:
     def combine(
         self, read: Callable[[np.ndarray], Tensor], rows: np.ndarray, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows of the ids they are spelt with."""
+        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows [K, D] of the K ids it is asked for."""
         block = self.weights[rows]
-        used, position = np.unique(block.indices, return_inverse=True)
+        lengths = np.diff(block.indptr)
+        alone = lengths == 1  # most rows between real vocabularies: one id weighs 1, and its row need only be widened
+        whole = read(block.indices[block.indptr[:-1][alone]]).to(dtype)
+        if alone.all():
+            return whole
+        summed = block[~alone]
+        used, position = np.unique(summed.indices, return_inverse=True)
         dense = read(used).to(dtype).numpy()
-        narrow = csr_array((block.data.astype(dense.dtype), position, block.indptr), shape=(len(rows), len(used)))
-        return torch.from_numpy(narrow @ dense)
+        parts = (summed.data.astype(dense.dtype), position, summed.indptr)
+        product = csr_array(parts, shape=(summed.shape[0], len(used))) @ dense
+        result = torch.empty(len(lengths), dense.shape[1], dtype=dtype)
+        result[torch.from_numpy(alone)] = whole
+        result[torch.from_numpy(~alone)] = torch.from_numpy(product)
+        return result
 
     def summary(self) -> dict[str, int]:
         """How the new tokens come by their rows, as counts that add up to `tokens`, and the old rows they draw on."""
