@@ -97,15 +97,17 @@ def _scan_norms(table: Table, rows: int) -> Tensor:
     return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
 
 
-def in_memory(table: Table) -> Tensor:
-    """All rows of a table: itself if it is a tensor."""
+def in_memory(table: Table, *, advance: Callable[[int], None] = lambda rows: None) -> Tensor:
+    """All rows of a table: itself if it is a tensor. `advance` is told the rows that are there."""
     if isinstance(table, Tensor):
+        advance(len(table))
         return table
     whole = torch.empty(table.shape, dtype=table.dtype)
     start = 0
     for block in blocks(table):
         whole[start : start + len(block)] = block
         start += len(block)
+        advance(len(block))
     return whole
 
 

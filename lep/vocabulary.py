@@ -284,7 +284,7 @@ class SubtokenOperator:
     def combine(
         self, read: Callable[[np.ndarray], Tensor], rows: np.ndarray, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows [K, D] of the K ids it is asked for."""
+        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows [K, D] of K ids, in their order."""
         block = self.weights[rows]
         lengths = np.diff(block.indptr)
         alone = lengths == 1  # most rows between real vocabularies: one id weighs 1, and its row need only be widened
