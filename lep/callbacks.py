@@ -27,6 +27,7 @@ from lep.chat import end_of_turn
 from lep.checkpoints import load_model
 from lep.embeddings import TABLES_FILE, Embeddings, embeddings_of, open_embeddings, open_tables, set_embeddings_
 from lep.export import export_model
+from lep.export.padding import pad_tables
 from lep.export.progress import busy, bytes_progress
 from lep.propagation import Rule, propagate
 from lep.propagation.audit import extreme_rows
@@ -34,7 +35,7 @@ from lep.propagation.end_of_turn import margins, restore_end_of_turn
 from lep.propagation.swap import swap
 from lep.results import Row, Score
 from lep.shards import Table
-from lep.vocabulary import SubtokenOperator
+from lep.vocabulary import SubtokenOperator, read_vocabulary
 
 ORIGINAL, UNTRAINED = "original", "no training"
 # Conversations that show where a turn ends: of each language, and how long.
@@ -134,6 +135,9 @@ class Judge:
         found, diagnostics = self._propagate(candidate)
         tables = found.in_memory()
         diagnostics = audited(diagnostics, tables, candidate.tables)
+        if unused := read_vocabulary(self.tokenizer).unassigned:
+            tokens = max(self.tokenizer.get_vocab().values()) + 1
+            tables = pad_tables(tables, tokens, 1, unused=unused).in_memory()
         probes = self._probes(model)
         reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else torch.empty(0)
         set_embeddings_(model, tables)
