@@ -128,7 +128,7 @@ class Judge:
 
     def _model(self, candidate: Candidate) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
         """The instruct model with the candidate's tables in place, its tokenizer, and what propagation had to say."""
-        model = load_model(self.instruct_dir).to(self.device)  # type: ignore[arg-type]
+        model = load_model(self.instruct_dir, device=self.device)
         if candidate.tables is None:
             return model, self.instruct_tokenizer, {}
         found, diagnostics = self._propagate(candidate)
@@ -138,7 +138,8 @@ class Judge:
         reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else torch.empty(0)
         set_embeddings_(model, tables)
         if probes:
-            diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference)
+            stored = tables.input.dtype  # what an export keeps of the row
+            diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference, stored)
         return model, self.tokenizer, diagnostics
 
     def carry(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
@@ -180,7 +181,7 @@ class Judge:
         return self._answers
 
     def _restore_end_of_turn(
-        self, model: PreTrainedModel, probes: Sequence[Probe], reference: Tensor
+        self, model: PreTrainedModel, probes: Sequence[Probe], reference: Tensor, stored: torch.dtype
     ) -> dict[str, Any]:
         token = end_of_turn(self.tokenizer)
         assert token is not None, "there are no probes without it"
@@ -189,7 +190,7 @@ class Judge:
         tied = head is model.get_input_embeddings().weight
         row, report = restore_end_of_turn(ends, others, head, token=token, original_margins=reference, tied=tied)
         with torch.no_grad():
-            head[token] = row.to(head)
+            head[token] = row.to(stored).to(head)
         return report
 
     def _export(self, candidate: Candidate, out_dir: Path) -> dict[str, Any]:
