@@ -100,12 +100,15 @@ def table(path: Path, model, tokenizer, items: int, shots: int, reading: str) ->
 def harness(path: Path, model, tokenizer, items: int, shots: int) -> None:
     """The same items and examples through both, one after the other."""
     rows = read_rows(path)
+    # Theirs shows examples in the order of the rows, ours the first one last, as Darumeru does. None is asked about.
+    shown = rows[29 : 29 + shots][::-1]
+    tested = [row for row in rows if row not in shown][:items]
     with tempfile.TemporaryDirectory() as folder:
         test = Path(folder) / "test.csv"
         with test.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
-            writer.writerows(rows[:items])
+            writer.writerows(tested)
         ours = Darumeru(
             "stand_in",
             files={"rucola": {"test": [str(test)], "prompt": [str(path)]}},
@@ -114,10 +117,8 @@ def harness(path: Path, model, tokenizer, items: int, shots: int) -> None:
             shots=shots,
         )
         wording = ours._prompts()["rucola"]
-        # Theirs shows examples in the order of the rows, ours the first one last, as Darumeru does.
-        shown = rows[29 : 29 + shots][::-1]
         tasks = Path(folder) / "tasks"
-        write_rucola_task(tasks, test=rows[:items], examples=shown, wording=wording, bos=tokenizer.bos_token)
+        write_rucola_task(tasks, test=tested, examples=shown, wording=wording, bos=tokenizer.bos_token)
         started = now()
         mine = ours(model, tokenizer)
         between = now()
