@@ -15,6 +15,7 @@ LAYERS = (
     {"terminal", "loggers"},
     {"stages"},
     {"callbacks"},
+    {"calibration"},
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
     {"chat", "checkpoints", "report"},
     {"embeddings"},
