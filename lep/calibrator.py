@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from lep.artifacts import Artifact, artifact_key
 from lep.benchmark.asking import Journal
 from lep.calibration.adapter import write_adapter
 from lep.calibration.answering import (
+    Rating,
     SelfAnswers,
     own_answers,
     questions_of,
@@ -34,7 +35,8 @@ from lep.calibration.answering import (
     write_answers,
 )
 from lep.calibration.conversations import Conversation, ConversationSource
-from lep.calibration.filtering import KEPT, Answered, keep
+from lep.calibration.copying import fingerprints
+from lep.calibration.filtering import Answered, keep
 from lep.calibration.method import Calibration
 from lep.calibration.packing import pack
 from lep.calibration.rendering import render
@@ -62,43 +64,47 @@ class Calibrator:
     key: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(self, candidate: Candidate) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-        """The candidate tuned by every method that applies to it, with what is to be said of each."""
-        if candidate.name not in self.on:
-            return
-        for name, method in self.methods.items():
-            conversations, learnt_from, counts = self._conversations(method)
-            made_from = {**self._made_from(candidate, method), "learnt from": learnt_from}
-            row = calibrated_name(candidate.name, name)
-            artifact = self._make(
-                "tuned", row, made_from, lambda out, bench: self._tune_into(out, bench, candidate, row, method, conversations)
-            )
-            key = {"before": candidate.key, "tuned": artifact.key}
-            said = {"before": candidate.name, "by": name, **counts, **artifact.facts}
-            curve = json.loads((artifact.path / HISTORY_FILE).read_text(encoding="utf-8"))
-            yield replace(candidate, name=row, key=key, adapter=artifact.path), said | {"curve": curve}
+        """The candidate tuned by every method, if they apply to it, with what is to be said of each."""
+        if candidate.name in self.on:
+            yield from (self._calibrated(candidate, name, method) for name, method in self.methods.items())
+
+    def _calibrated(self, candidate: Candidate, name: str, method: Calibration) -> tuple[Candidate, dict[str, Any]]:
+        row = calibrated_name(candidate.name, name)
+        read, learnt_from, counts = self._conversations(method)
+        inputs = {**self._made_from(candidate, method), "learnt from": learnt_from}
+        artifact = self._make(
+            "tuned", row, inputs, lambda out, bench: self._tune_into(out, bench, candidate, row, method.tuning, read)
+        )
+        key = {"before": candidate.key, "tuned": artifact.key}
+        curve = json.loads((artifact.path / HISTORY_FILE).read_text(encoding="utf-8"))
+        said = {"before": candidate.name, "by": name, **counts, **artifact.facts, "curve": curve}
+        return replace(candidate, name=row, key=key, adapter=artifact.path), said
 
     def _made_from(self, candidate: Candidate, method: Calibration) -> dict[str, Any]:
         tuning = asdict(method.tuning)
-        for speed in ("log_every_steps", "checkpoint_every_steps"):
-            del tuning[speed]
-        # The end-of-turn token of a propagated model is repaired on held-out texts.
-        probed = ("instruct", "held_out", "measured") if candidate.tables is not None else ("instruct",)
-        judged = {name: self.judge.key[name] for name in probed}
+        for unseen in ("log_every_steps", "checkpoint_every_steps"):
+            del tuning[unseen]
+        # On held-out texts the end-of-turn token of a propagated model is repaired; no copy task holds any of them.
+        judged = {name: self.judge.key[name] for name in ("instruct", "held_out", "measured")}
         return {**judged, **self.key, "before": candidate.key, "tuning": tuning, "seed": self.seed}
 
     # What is learnt from
 
     def _conversations(self, method: Calibration) -> tuple[Callable[[], Iterator[Conversation]], Any, dict[str, Any]]:
         """How to read them, what they are made from (for a key), and the counts of what was kept of the answers."""
-        copies = method.copies
-        made_from: dict[str, Any] = {"copies": copies and copies.fingerprint()}
+        made_from: dict[str, Any] = {"copies": method.copies and method.copies.fingerprint()}
         if method.answers is None:
             made_from["instructions"] = method.instructions.fingerprint()
-            return lambda: chain(method.instructions.read(), copies.read() if copies else ()), made_from, {}
+            return lambda: chain(method.instructions.read(), self._copies(method)), made_from, {}
         kept, answers_key, counts = self._own_answers(method.instructions, method.answers)
         made_from |= {"answers": answers_key, "filters": asdict(method.answers.filters)}
         own = [found.conversation for found in kept]
-        return lambda: chain(own, copies.read() if copies else ()), made_from, {"answers": counts}
+        return lambda: chain(own, self._copies(method)), made_from, {"answers": counts}
+
+    def _copies(self, method: Calibration) -> Iterable[Conversation]:
+        if method.copies is None:
+            return ()
+        return method.copies.read(exclude=fingerprints(chain.from_iterable(self.judge.held_out.values())))
 
     def _own_answers(
         self, instructions: ConversationSource, settings: SelfAnswers
@@ -110,10 +116,13 @@ class Calibrator:
             "max_new_tokens": settings.max_new_tokens,
             "engine": "vllm" if settings.uses_vllm else "transformers",
         }
-        artifact = self._make("answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings))
+        artifact = self._make(
+            "answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings)
+        )
         answers = read_answers(artifact.path / ANSWERS_FILE)
-        rated = None if settings.rating is None else self._rate(answers, artifact.key, settings)
-        threshold = settings.rating.threshold if settings.rating else 0
+        rating = settings.rating if settings.rates else None
+        rated = rating and self._rate(answers, artifact.key, rating)
+        threshold = rating.threshold if rating else 0
         ratings = rated and json.loads((rated.path / RATINGS_FILE).read_text(encoding="utf-8"))
         kept, reasons = keep(answers, settings.filters, ratings=ratings, threshold=threshold)
         if not kept:
@@ -122,7 +131,7 @@ class Calibrator:
                 "answers.filters, or raise answers.max_new_tokens if they did not stop"
             )
         made_from = {"answers": artifact.key, "rated": rated and rated.key, "threshold": threshold}
-        return kept, made_from, {**artifact.facts, **{reason: n for reason, n in reasons.items() if reason != KEPT}, KEPT: len(kept)}
+        return kept, made_from, {**artifact.facts, **reasons, **({} if rated is None else rated.facts)}
 
     def _ask_into(
         self, out: Path, bench: Path, instructions: ConversationSource, settings: SelfAnswers
@@ -145,9 +154,8 @@ class Calibrator:
         write_answers(out / ANSWERS_FILE, answers)
         return {"asked": len(questions), "questions too long": too_long, "seconds": time.monotonic() - started}
 
-    def _rate(self, answers: Sequence[Answered], answers_key: str, settings: SelfAnswers) -> Artifact:
-        rating = settings.rating
-        assert rating is not None
+    def _rate(self, answers: Sequence[Answered], answers_key: str, rating: Rating) -> Artifact:
+        assert rating.model is not None
         directory = checkpoints.resolve(rating.model, rating.revision, key="answers.rating.model")
         inputs = {"answers": answers_key, "judge": checkpoints.fingerprint(directory), "request": rating.request}
 
@@ -169,13 +177,13 @@ class Calibrator:
         bench: Path,
         candidate: Candidate,
         row: str,
-        method: Calibration,
-        conversations: Callable[[], Iterator[Conversation]],
+        tuning: Tuning,
+        read: Callable[[], Iterator[Conversation]],
     ) -> dict[str, Any]:
-        started, tuning = time.monotonic(), method.tuning
+        started = time.monotonic()
         model, tokenizer, _ = self.judge.model_of(candidate)
         block_size = min(tuning.block_size, checkpoints.context_length(self.judge.instruct_dir))
-        rendered, counts = render(conversations(), tokenizer, max_tokens=block_size)
+        rendered, counts = render(read(), tokenizer, max_tokens=block_size)
         blocks = pack(rendered, block_size, _pad_id(tokenizer))
         steps = tuning.steps(len(blocks))
         torch.manual_seed(self.seed)

@@ -164,7 +164,7 @@ def write_tables(
 
     Only the files that hold a table are written, block of rows by block; the others become hard links to the source's
     (copies where the file system has none, or `links` is off), so neither is to be changed in place afterwards. `body`:
-    other weights to replace, by name below that under which the input table stands ("layers.0.mlp.up_proj.weight"). A head
+    other weights to replace, named as below what holds the input table ("layers.0.mlp.up_proj.weight"). A head
     that is stored though tied is left out. The configs, whose vocabulary size changes, are the caller's work, and
     `out_dir` is to be empty. `advance` is told the bytes written. ValueError where tables do not fit the checkpoint.
     """
@@ -198,7 +198,9 @@ def _below(places: TablePlaces, body: Mapping[str, Table], source_dir: Path) -> 
     named = {prefix + name: weight for name, weight in body.items()}
     for name, weight in named.items():
         if name not in files or StoredTable(files[name], name).shape != weight.shape:
-            raise ValueError(f"{source_dir}: no `{name}` of shape {tuple(weight.shape)}. Give the weights of this model.")
+            raise ValueError(
+                f"{source_dir}: no `{name}` of shape {tuple(weight.shape)}. Give the weights of this model."
+            )
     return named
 
 

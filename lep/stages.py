@@ -552,8 +552,8 @@ def judge_and_calibrate(
 def from_files(plan: Plan) -> bool:
     """Whether tables go from files to files and no instruct model is loaded.
 
-    A benchmark and a calibration need the model, and so does the repair of the end-of-turn token (`repair_end_of_turn`: true, false, or
-    auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
+    A benchmark and a calibration need the model, and so does the repair of the end-of-turn token
+    (`repair_end_of_turn`: true, false, or auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
     """
     config = plan.config
     if plan.instruct_dir is None or plan.calibrations or (config.benchmark and "benchmark" in planned_stages(config)):

@@ -61,7 +61,9 @@ def _sizes(config: DictConfig) -> dict[str, str]:
             else f"{training.steps:,} steps of {per_step:,} tokens, {trained_rows(config)} rows"
         ),
         "propagation": ", ".join(map(str, config.propagation)),
-        "calibration": f"{', '.join(named)} of {', '.join(config.calibration.on)}" if (named := calibrations(config)) else "none",
+        "calibration": f"{', '.join(named)} of {', '.join(config.calibration.on)}"
+        if (named := calibrations(config))
+        else "none",
         "benchmark": ", ".join(map(str, config.benchmark)) or "none",
     }
 

@@ -31,9 +31,12 @@ _AT_ONCE = 2048
 
 @dataclass(frozen=True)
 class Rating:
-    """A model that rates answers from 1 to 5: where it lies, what it is asked, the least rating that is kept."""
+    """A model that rates answers from 1 to 5: where it lies (None: nobody rates), and what it is asked.
 
-    model: str
+    threshold: the least rating of an answer that is kept.
+    """
+
+    model: str | None
     request: str
     threshold: int = 4
     revision: str | None = None
@@ -42,7 +45,9 @@ class Rating:
         if "{question}" not in self.request or "{answer}" not in self.request:
             raise ValueError("answers.rating.request must name {question} and {answer}, which are put into it")
         if not 1 <= self.threshold <= len(RATINGS):
-            raise ValueError(f"answers.rating.threshold={self.threshold} is no rating. Give one from 1 to {len(RATINGS)}")
+            raise ValueError(
+                f"answers.rating.threshold={self.threshold} is no rating. Give one from 1 to {len(RATINGS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,10 @@ class SelfAnswers:
             )
 
     @property
+    def rates(self) -> bool:
+        return self.rating is not None and self.rating.model is not None
+
+    @property
     def uses_vllm(self) -> bool:
         return self.engine == "vllm" or (self.engine == "auto" and vllm_is_here())
 
@@ -79,7 +88,11 @@ def vllm_is_here() -> bool:
 
 
 def questions_of(
-    conversations: Iterable[Conversation], tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, limit: int | None = None
+    conversations: Iterable[Conversation],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_tokens: int,
+    limit: int | None = None,
 ) -> tuple[list[Conversation], int]:
     """What is said before the first answer of each conversation, the first `limit` of them.
 
@@ -186,5 +199,6 @@ def read_answers(path: Path) -> list[Answered]:
     """What `write_answers` wrote."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
-        Answered(Conversation(tuple(Turn(**turn) for turn in row["messages"])), row["answer"], row["ended"]) for row in rows
+        Answered(Conversation(tuple(Turn(**turn) for turn in row["messages"])), row["answer"], row["ended"])
+        for row in rows
     ]

@@ -30,8 +30,8 @@ ADAPTER = "default"
 class Tuning:
     """How a model is tuned.
 
-    rank, alpha: of LoRA, whose product counts alpha / rank. layers: all, or first_and_last. modules: names of the linear
-    maps in a layer that get LoRA. tables: those trained whole; a tied model's one table is trained if either is named.
+    rank, alpha: of LoRA, whose product counts alpha / rank. layers: all, or first_and_last. modules: names of the
+    linear maps in a layer that get LoRA. tables: those trained whole; of a tied model the one, if either is named.
     batch_size: blocks of an optimizer step, blocks_at_once: of them on the device. block_size: tokens, at most the
     model's context. warmup_share: of the steps. The rest as in embedding training.
     """

@@ -45,9 +45,9 @@ def export_model(
     Ids in the instruct model's configs become those that `tokenizer` gives the same tokens. Generation stops at every
     eos of the instruct model, the tokenizer's own, and the end of a turn of the chat template. The vocabulary is padded
     to a multiple of `pad_to`. `body`: weights of the layers that differ from the instruct model's, by name below its
-    body ("layers.0.self_attn.q_proj.weight"). `recipe`: plain values (what JSON can say), kept in lep.yaml and in the card. `reference`
-    is the same model in memory, for the comparison of what both decode. ValueError where something does not fit or a
-    check fails: nothing is published then.
+    body ("layers.0.self_attn.q_proj.weight"). `recipe`: plain values (what JSON can say), kept in lep.yaml and in the
+    card. `reference` is the same model in memory, for the comparison of what both decode. ValueError where something
+    does not fit or a check fails: nothing is published then.
 
     The report holds `checks` and `servers` by name, `left_out` (entries and files that could not come along), `rows`.
     """

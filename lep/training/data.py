@@ -47,6 +47,7 @@ class BlockBatches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         self._batches = len(blocks) // (batch_size * world_size * accumulate) * accumulate
         self._epoch = 0
         self._next = 0
@@ -54,7 +55,8 @@ class BlockBatches:
             raise ValueError(
                 f"The {self.text} packs into {len(blocks)} blocks, fewer than the "
                 f"{batch_size * world_size * accumulate} of one step ({self.group}.batch_size={batch_size} x "
-                f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or block."
+                f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or "
+                "block."
             )
 
     def __len__(self) -> int:
@@ -64,11 +66,15 @@ class BlockBatches:
         # Nothing is read before the first `next`: Lightning calls `iter` once before it restores a checkpoint.
         if self._next == len(self):
             self._epoch, self._next = self._epoch + 1, 0
-        order = np.random.default_rng((self.seed, self._epoch)).permutation(len(self.blocks))
+        order = self.order()
         while self._next < len(self):
             first = (self._next * self.world_size + self.rank) * self.batch_size
             self._next += 1
             yield self.batch(order[first : first + self.batch_size])
+
+    def order(self) -> np.ndarray:
+        """The places of all blocks in the order of this epoch."""
+        return np.random.default_rng((self.seed, self._epoch)).permutation(len(self.blocks))
 
     def batch(self, indices: np.ndarray) -> Any:
         """The blocks at these places as the trainer gets them."""
