@@ -54,7 +54,8 @@ class BlockBatches:
             raise ValueError(
                 f"The {self.text} packs into {len(blocks)} blocks, fewer than the "
                 f"{batch_size * world_size * accumulate} of one step ({self.group}.batch_size={batch_size} x "
-                f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or block."
+                f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or "
+                "block."
             )
 
     def __len__(self) -> int:
