@@ -3,7 +3,7 @@
 In: conversations and a tokenizer with a chat template. Out: for each, its ids and which of them are learnt.
 The template is rendered twice: with the conversation, and with placeholders for what is said. What the two have in
 common is the template's, the rest is theirs, so no template needs markers of its own. What the assistant says is its
-words and the special token after them, which ends its turn.
+words, the special token after them, which ends its turn, and blanks before them that a prompt leaves to it.
 """
 
 # N tokens of a conversation
@@ -65,11 +65,22 @@ class Counts:
 
 
 class _Text(NamedTuple):
-    """A rendered conversation: its text, where its contents stand, and where what follows each answer ends."""
+    """A rendered conversation: its text, and in characters where its contents and its answers stand."""
 
     text: str
     said: list[tuple[int, int]]
     answers: list[tuple[int, int, int]]  # start, end, start of what is said next (or the end of the text)
+
+
+class _Frame(NamedTuple):
+    """What a template writes around turns: first of all, and in the order of the text after each turn (by number).
+
+    blanks: of each answer, how many blanks stand before it that the opened turn of a prompt does not have.
+    """
+
+    opening: str
+    around: list[tuple[int, str]]
+    blanks: dict[int, int]
 
 
 def render(
@@ -201,7 +212,7 @@ class _Template:
         """The text, with the places of what is said in it; None if the template changes what is said."""
         turns = self._folded(conversation.turns)
         text = self._apply(turns)
-        opening, around = self._frame(tuple(turn.role for turn in turns))
+        opening, around, blanks = self._frame(tuple(turn.role for turn in turns))
         if not text.startswith(opening):
             return None
         place, said = len(opening), list[tuple[int, int]]()
@@ -213,13 +224,12 @@ class _Template:
             place += len(content) + len(after)
         spans = {number: span for (number, _), span in zip(around, said, strict=True)}
         followed_by = dict(zip(said, [*(start for start, _ in said[1:]), len(text)], strict=True))
-        answers = [spans[i] for i, turn in enumerate(turns) if turn.role == "assistant"]
-        return _Text(text, said, [(*span, followed_by[span]) for span in answers])
+        answers = [(spans[i][0] - blank, spans[i][1], followed_by[spans[i]]) for i, blank in blanks.items()]
+        return _Text(text, said, answers)
 
-    def _make_frame(self, roles: tuple[Any, ...]) -> tuple[str, list[tuple[int, str]]]:
-        """What the template writes first, and in the order of the text (number of a turn, what is written after it)."""
-        text = self._apply([Turn(role, _PLACE.format(number)) for number, role in enumerate(roles)])
-        opening, *rest = _PLACES.split(text)
+    def _make_frame(self, roles: tuple[Any, ...]) -> _Frame:
+        turns = [Turn(role, _PLACE.format(number)) for number, role in enumerate(roles)]
+        opening, *rest = _PLACES.split(self._apply(turns))
         around = [(int(number), after) for number, after in zip(rest[::2], rest[1::2], strict=True)]
         if sorted(number for number, _ in around) != list(range(len(roles))):
             missing = next(role for i, role in enumerate(roles) if [n for n, _ in around].count(i) != 1)
@@ -227,7 +237,13 @@ class _Template:
                 f"the chat template does not write a turn of the {missing} exactly once in a conversation of "
                 f"{', '.join(roles)}. Use the template of the model's tokenizer, or conversations it knows."
             )
-        return opening, around
+        before = {number: text for (number, _), text in zip(around, [opening, *(t for _, t in around)], strict=False)}
+        blanks = dict[int, int]()
+        for number in (i for i, role in enumerate(roles) if role == "assistant"):
+            opened = _PLACES.split(self._apply(turns[:number], open_answer=True))[-1]
+            left = before[number].removeprefix(opened) if before[number].startswith(opened) else ""
+            blanks[number] = len(left) if left.isspace() else 0
+        return _Frame(opening, around, blanks)
 
     def _knows_system(self) -> bool:
         turns = [Turn(role, _PLACE.format(i)) for i, role in enumerate(("system", "user", "assistant"))]
@@ -242,10 +258,11 @@ class _Template:
             return turns
         return (Turn("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:])
 
-    def _apply(self, turns: Sequence[Turn]) -> str:
+    def _apply(self, turns: Sequence[Turn], *, open_answer: bool = False) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
+            return str(text)
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)
             raise ValueError(
