@@ -161,7 +161,7 @@ class Calibrator:
 
         def into(out: Path, bench: Path) -> dict[str, Any]:
             tokenizer = checkpoints.load_tokenizer(directory, key="answers.rating.model")
-            model: Any = checkpoints.load_model(directory).to(self.judge.device)  # type: ignore[arg-type]
+            model = checkpoints.load_model(directory, device=self.judge.device)
             journal = Journal(bench / "journal")
             found = rate(model, tokenizer, answers, request=rating.request, journal=journal, progress="rating answers")
             (out / RATINGS_FILE).write_text(json.dumps(found), encoding="utf-8")

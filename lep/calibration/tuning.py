@@ -105,9 +105,9 @@ class InstructionTuning(EmbeddingTraining):
         )
         self.tuning = tuning
         tied = self.output is self.input
-        self.input.requires_grad_("input" in tuning.tables or (tied and "output" in tuning.tables))
+        self.input.trained.requires_grad_("input" in tuning.tables or (tied and "output" in tuning.tables))
         if not tied:
-            self.output.requires_grad_("output" in tuning.tables)
+            self.output.trained.requires_grad_("output" in tuning.tables)
         put_lora_into_(self.body, tuning)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
