@@ -64,9 +64,13 @@ class Calibrator:
     key: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(self, candidate: Candidate) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-        """The candidate tuned by every method, if they apply to it, with what is to be said of each."""
-        if candidate.name in self.on:
-            yield from (self._calibrated(candidate, name, method) for name, method in self.methods.items())
+        """The candidate tuned by every method that applies to it, with what is to be said of each.
+
+        The original model has nothing to learn from its own answers, so it is left out there.
+        """
+        for name, method in self.methods.items() if candidate.name in self.on else ():
+            if candidate.tables is not None or method.answers is None:
+                yield self._calibrated(candidate, name, method)
 
     def _calibrated(self, candidate: Candidate, name: str, method: Calibration) -> tuple[Candidate, dict[str, Any]]:
         row = calibrated_name(candidate.name, name)

@@ -620,10 +620,11 @@ def describe_calibrations(judged: list[Judged]) -> dict[str, Any]:
     for found in (found for found in judged if found.calibration):
         before, exported = found.calibration["before"], found.diagnostics.get("export")
         others = [row for row, other in described.items() if other["before"] == before]
+        apart = compare({name: records[name] for name in (found.row.name, *others)})
         described[found.row.name] = {
             **found.calibration,
             "gains": gains(records[before], found.records, records[ORIGINAL]),
-            "against": compare({name: records[name] for name in (found.row.name, *others)})[: len(others)],
+            "against": [difference for difference in apart if difference["a"] == found.row.name],
             **({"export": exported} if exported else {}),
         }
     return described
