@@ -15,7 +15,6 @@ from lep.config import build, plain
 from lep.results import Result, Row, Score
 from lep.stages import Plan
 
-
 GAIN = ("before", "after", "difference", "low", "high", "n")
 SHARE = ("share", "low", "high")
 

@@ -249,16 +249,15 @@ def calibration_sentences(result: Result) -> list[str]:
 
 
 def _gain_sentence(row: str, before: str, gain: Mapping[str, Any]) -> str:
-    share = gain["recovered"]
-    gap = (
-        f"{100 * share['share']:.0f} % of the gap to the original ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
-        if share
-        else "there is no gap to the original beyond the noise"
-    )
+    share, language = gain["recovered"], language_name(gain["task"].rpartition("/")[2])
+    gap = "there is no gap to the original beyond the noise"
+    if share:
+        part, low, high = (f"{100 * share[key]:.0f}" for key in ("share", "low", "high"))
+        gap = f"{part} % of the gap to the original ({low} to {high})"
+    low, high = (f"{100 * gain[key]:+.1f}" for key in ("low", "high"))
     return (
-        f"{row}, {language_name(gain['task'].rpartition('/')[2])}, all tasks: {percent(gain['before'])} before, "
-        f"{percent(gain['after'])} after, {100 * gain['difference']:+.1f} points (95 % interval {100 * gain['low']:+.1f} "
-        f"to {100 * gain['high']:+.1f}, n\u00a0=\u00a0{gain['n']}); {gap}"
+        f"{row}, {language}, all tasks: {percent(gain['after'])}, {before} {percent(gain['before'])}: "
+        f"{100 * gain['difference']:+.1f} points (95 % interval {low} to {high}, n\u00a0=\u00a0{gain['n']}); {gap}"
     )
 
 
