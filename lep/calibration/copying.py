@@ -113,16 +113,22 @@ def choose_passages(
                 else:
                     taken.discard(-heapq.heapreplace(heap, (-rank, passage))[0])
     ranked = {name: sorted((-rank, passage) for rank, passage in heap) for name, heap in sorted(heaps.items()) if heap}
-    share, rest = divmod(count, max(1, len(ranked)))
-    wanted = {name: share + (i < rest) for i, name in enumerate(ranked)}
-    short = next((name for name in ranked if len(ranked[name]) < wanted[name]), None)
-    if not ranked or short is not None:
-        what = f"{len(ranked[short])} for the {wanted[short]} of language {short!r}" if short else f"none for {count}"
+    parts = _even_parts({name: len(found) for name, found in ranked.items()}, count)
+    if sum(parts.values()) < count:
+        there = ", ".join(f"{number} of {name!r}" for name, number in parts.items()) or "none"
         raise ValueError(
-            f"the texts hold too few passages of {characters[0]} to {characters[1]} characters that fit: {what}. Give "
-            "more or other text, or ask for fewer or for other lengths."
+            f"the texts hold too few passages of {characters[0]} to {characters[1]} characters that fit: {there}, but "
+            f"{count} are wanted. Give more or other text, or ask for fewer or for other lengths."
         )
-    return {name: ranked[name][: wanted[name]] for name in ranked}
+    return {name: found[: parts[name]] for name, found in ranked.items()}
+
+
+def _even_parts(there: Mapping[str, int], count: int) -> dict[str, int]:
+    """How many of each to take: as many of all, and where one falls short, more of the others."""
+    parts = dict[str, int]()
+    for left, name in zip(range(len(there), 0, -1), sorted(there, key=lambda name: (there[name], name)), strict=True):
+        parts[name] = min(there[name], (count - sum(parts.values())) // left)
+    return parts
 
 
 def passages(text: str, characters: tuple[int, int], *, seed: int = 0) -> Iterator[str]:

@@ -43,8 +43,8 @@ _PLAIN = re.compile(r"[\w\s.,;:!?…\"'«»“”„()—–-]+")
 # Ends as a sentence does and not as an abbreviation might: after a word of four letters, or with another mark.
 _WHOLE = re.compile(r"[\"'«“„(—–-]*\s*[^\W\d_a-zа-яё].*(?:[^\W\d_]{4}[\"'»”)]*\.|[!?…][\"'»”)]*)", re.DOTALL)
 _CYRILLIC, _LATIN = re.compile(r"[а-яё]", re.IGNORECASE), re.compile(r"[a-z]", re.IGNORECASE)
-# Direct speech between dashes begins sentences inside of others.
-_SPEECH = re.compile(r"--|(?:^|\s)-\s|[.!?…:,]\s*[—–]|^[—–]")
+# Direct speech and asides begin and end sentences inside of others.
+_SPEECH = re.compile(r"--|(?:^|\s)-\s|[.!?…:,]\s*[—–]|^[—–]|[.!?…][\"'»”)]+\s")
 _HEADING = re.compile(r"[^.!?…:;,\s]\s*\n\s*[^\W\d_a-zа-яё]")
 
 
