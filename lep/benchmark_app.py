@@ -46,7 +46,7 @@ def benchmark(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> R
     started = time.monotonic()
     for name, directory in models.items():
         tokenizer = checkpoints.load_tokenizer(directory, key="model")
-        model = checkpoints.load_model(directory, dtype=dtype_of(config.dtype)).to(device)  # type: ignore[arg-type]
+        model = checkpoints.load_model(directory, device=device, dtype=dtype_of(config.dtype))
         identity = {"model": checkpoints.fingerprint(directory), "dtype": str(model.dtype)}
         found = {
             suite: run_suite(suites[suite], suite, node, model, tokenizer, identity, config, ranks, name)

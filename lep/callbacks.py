@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.artifacts import Store
@@ -39,6 +40,7 @@ from lep.vocabulary import SubtokenOperator
 ORIGINAL, UNTRAINED = "original", "no training"
 # Conversations that show where a turn ends: of each language, and how long.
 PROBES, PROBE_CHARACTERS, PROBE_TOKENS = 100, 300, 64
+PROBES_AT_ONCE = 32
 NOT_REPAIRED = "no model was in memory to see where its answers end; repair_end_of_turn=true loads it"
 Probe = tuple[str, str]  # what the user says, what the original instruct model answers
 
@@ -92,7 +94,7 @@ class Judge:
     device: str = "cpu"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     pad_to: int = 1  # rows of an exported vocabulary are a multiple of this
-    _answers: list[Probe] | None = None
+    _reference: tuple[list[Probe], Tensor] | None = None
 
     def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
         """The row of one model, from the store if it was judged before. Writes a model directory if asked."""
@@ -128,17 +130,17 @@ class Judge:
 
     def _model(self, candidate: Candidate) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
         """The instruct model with the candidate's tables in place, its tokenizer, and what propagation had to say."""
-        model = load_model(self.instruct_dir).to(self.device)  # type: ignore[arg-type]
+        model = load_model(self.instruct_dir, device=self.device)
         if candidate.tables is None:
             return model, self.instruct_tokenizer, {}
         found, diagnostics = self._propagate(candidate)
         tables = found.in_memory()
         diagnostics = audited(diagnostics, tables, candidate.tables)
-        probes = self._probes(model)
-        reference = turn_end_margins(model, self.instruct_tokenizer, probes) if probes else torch.empty(0)
+        probes, reference = self._probes(model)
         set_embeddings_(model, tables)
         if probes:
-            diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference)
+            stored = tables.input.dtype  # what an export keeps of the row
+            diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference, stored)
         return model, self.tokenizer, diagnostics
 
     def carry(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
@@ -172,15 +174,20 @@ class Judge:
             candidate.rule or swap, candidate.tables, self.base, instruct, self.operator, kept_rows=self.kept_rows
         )
 
-    def _probes(self, original: PreTrainedModel) -> list[Probe]:
-        """What the original instruct model itself answers to held-out text, where it ends its turn: made once."""
-        if self._answers is None:
+    def _probes(self, original: PreTrainedModel) -> tuple[list[Probe], Tensor]:
+        """What the original instruct model answers to held-out text, where it ends its turn, and its margins there.
+
+        Made once.
+        """
+        if self._reference is None:
             prompts = [opening(text) for texts in self.held_out.values() for text in texts[:PROBES]]
-            self._answers = own_answers(original, self.instruct_tokenizer, prompts)
-        return self._answers
+            probes = own_answers(original, self.instruct_tokenizer, prompts)
+            at_ends = turn_end_margins(original, self.instruct_tokenizer, probes) if probes else torch.empty(0)
+            self._reference = probes, at_ends
+        return self._reference
 
     def _restore_end_of_turn(
-        self, model: PreTrainedModel, probes: Sequence[Probe], reference: Tensor
+        self, model: PreTrainedModel, probes: Sequence[Probe], reference: Tensor, stored: torch.dtype
     ) -> dict[str, Any]:
         token = end_of_turn(self.tokenizer)
         assert token is not None, "there are no probes without it"
@@ -189,7 +196,7 @@ class Judge:
         tied = head is model.get_input_embeddings().weight
         row, report = restore_end_of_turn(ends, others, head, token=token, original_margins=reference, tied=tied)
         with torch.no_grad():
-            head[token] = row.to(head)
+            head[token] = row.to(stored).to(head)
         return report
 
     def _export(self, candidate: Candidate, out_dir: Path) -> dict[str, Any]:
@@ -255,14 +262,18 @@ def turn_end_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probes: Sequence[Probe]
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states where the answers of (prompt, answer) pairs end [N, D], and inside the answers [M, D]."""
+    opened = [render_chat(tokenizer, prompt) for prompt, _ in probes]
+    whole = [text + answer for text, (_, answer) in zip(opened, probes, strict=True)]
+    starts = [len(ids) for ids in tokenizer(opened, add_special_tokens=False)["input_ids"]]
+    rows = [torch.tensor(ids) for ids in tokenizer(whole, add_special_tokens=False)["input_ids"]]
     ends, others = [], []
-    for prompt, answer in probes:
-        opened = render_chat(tokenizer, prompt)
-        start = len(tokenizer(opened, add_special_tokens=False)["input_ids"])
-        ids = tokenizer(opened + answer, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
-        states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-        ends.append(states[-1].float().cpu())
-        others.append(states[start - 1 : -1].float().cpu())
+    for first in range(0, len(rows), PROBES_AT_ONCE):
+        batch = rows[first : first + PROBES_AT_ONCE]
+        ids = pad_sequence(batch, batch_first=True).to(model.device)  # what is read does not see what stands after it
+        states_BLD = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float().cpu()
+        for states, row, start in zip(states_BLD, batch, starts[first:], strict=False):
+            ends.append(states[len(row) - 1])
+            others.append(states[start - 1 : len(row) - 1])
     return torch.stack(ends), torch.cat(others)
 
 

@@ -338,12 +338,12 @@ def make_watcher(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> list[Callbac
     suites = [build({**plain(node), **_limited(node, settings.limit)}) for node in settings.suites.values()]
 
     def judge(tables: Embeddings) -> dict[str, float]:
-        model = checkpoints.load_model(plan.base_dir)
+        model = checkpoints.load_model(plan.base_dir, device=device_of(plan.config))
         set_embeddings_(model, tables)
         scores: dict[str, float] = {}
         for suite in suites:
             shared_out = {"ranks": Ranks.current()} if hasattr(suite, "fingerprint") else {}
-            found = suite(model.to(device_of(plan.config)), tokenizer, **shared_out).scores  # type: ignore[arg-type]
+            found = suite(model, tokenizer, **shared_out).scores
             scores |= {key: score.value for key, score in found.items()}
         return scores
 

@@ -58,7 +58,8 @@ def check_directory(
     }
     nbytes = sum(path.stat().st_size for path in {*tensor_files(directory).values()})
     small = nbytes <= LOADED_BYTES
-    model, seen["loading"] = _load(directory, small=small)
+    dtype = "auto" if reference is None else reference.dtype  # so that both compute alike
+    model, seen["loading"] = _load(directory, dtype, small=small)
     if not small:
         large = f"{nbytes / 2**30:.1f} GiB of weights are above the {LOADED_BYTES / 2**30:.0f} GiB that are loaded"
         return seen | {"decoding": f"skipped, {large}", "end of turn": f"{_end_is_named(directory, loaded)}; {large}"}
@@ -168,11 +169,11 @@ def _markers(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     return [added[i].content for i in ids if i in added and added[i].special]
 
 
-def _load(directory: Path, *, small: bool) -> tuple[PreTrainedModel, str]:
+def _load(directory: Path, dtype: torch.dtype | str, *, small: bool) -> tuple[PreTrainedModel, str]:
     """The model, or without memory its tensors matched with the architecture by name and shape (device meta)."""
     place: dict[str, Any] = {} if small else {"device_map": "meta"}
     model, info = AutoModelForCausalLM.from_pretrained(
-        directory, dtype="auto", use_safetensors=True, output_loading_info=True, **place
+        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **place
     )
     odd = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys") if info[key]}
     if odd:
