@@ -12,7 +12,7 @@ import heapq
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import count as numbers
@@ -27,6 +27,7 @@ from lep.calibration.conversations import Conversation
 from lep.corpus.documents import Document, Source
 from lep.corpus.filters import CorpusFilters, clean, document_language
 from lep.corpus.paragraphs import paragraph_levels
+from lep.corpus.progress import document_progress
 
 # A sentence of fewer letters is no sign that a text was seen: "Thank you very much." is everywhere.
 _TELLING = 30
@@ -61,13 +62,17 @@ def copy_tasks(
     if count < 1:
         raise ValueError(f"copies.count={count} must be at least 1; without copy tasks leave them out altogether.")
     wordings = read_wordings() if wordings is None else wordings
-    chosen = _choose(documents, count, characters, seed, wordings, exclude)
-    tasks = [
-        (rank, _task(passage, wordings[language], rank))
-        for language, number in _parts(sorted(chosen), count).items()
-        for rank, passage in _enough(chosen, language, number, characters)
-    ]
-    return [task for _, task in sorted(tasks, key=lambda ranked: ranked[0])]
+    chosen = choose_passages(
+        documents,
+        count=count,
+        characters=characters,
+        seed=seed,
+        languages=wordings,
+        accept=lambda passage: not is_known(passage, exclude),
+    )
+    tasks = [_task(text, wordings[language], rank) for language, of in chosen.items() for rank, text in of]
+    random.Random(seed).shuffle(tasks)
+    return tasks
 
 
 def _task(passage: str, wordings: Sequence[str], rank: int) -> Conversation:
@@ -75,55 +80,55 @@ def _task(passage: str, wordings: Sequence[str], rank: int) -> Conversation:
     return Conversation.exchange(wording.replace("{text}", passage), passage)
 
 
-def _choose(
+def choose_passages(
     documents: Iterable[Document],
+    *,
     count: int,
     characters: tuple[int, int],
     seed: int,
-    wordings: Wordings,
-    exclude: Container[int],
+    languages: Container[str],
+    accept: Callable[[str], bool],
 ) -> dict[str, list[tuple[int, str]]]:
-    """By language, (rank, passage) of those with the smallest seeded hash, each text once, `count` at most."""
+    """`count` passages in as equal parts as may be of the languages found, as (rank, passage), smallest rank first.
+
+    The rank is a seeded hash of the passage, so that the choice does not depend on the order of the documents. Those
+    that `accept` turns down, and those that were taken already, are passed over. ValueError if there are too few.
+    """
     heaps, taken = defaultdict[str, list[tuple[int, str]]](list), set[int]()
-    for document in documents:
-        cleaned = clean(document.text, _TIDY)
-        language = document_language(cleaned, document.language, _TIDY)
-        if language not in wordings:
-            continue
-        heap = heaps[language]
-        for passage in passages(cleaned.text, characters, seed=seed):
-            rank = _hash(f"{seed}\n{passage}")
-            if rank in taken or (len(heap) == count and -heap[0][0] <= rank) or _is_known(passage, exclude):
+    with document_progress("choosing passages") as advance:
+        for document in documents:
+            advance(1)
+            cleaned = clean(document.text, _TIDY)
+            language = document_language(cleaned, document.language, _TIDY)
+            if language is None or language not in languages:
                 continue
-            taken.add(rank)
-            if len(heap) < count:
-                heapq.heappush(heap, (-rank, passage))
-            else:
-                taken.discard(-heapq.heapreplace(heap, (-rank, passage))[0])
-    return {language: sorted((-rank, passage) for rank, passage in heap) for language, heap in heaps.items() if heap}
-
-
-def _parts(languages: Sequence[str], count: int) -> dict[str, int]:
-    if not languages:
+            heap = heaps[language]
+            for passage in passages(cleaned.text, characters, seed=seed):
+                rank = _hash(f"{seed}\n{passage}")
+                if rank in taken or (len(heap) == count and -heap[0][0] <= rank) or not accept(passage):
+                    continue
+                taken.add(rank)
+                if len(heap) < count:
+                    heapq.heappush(heap, (-rank, passage))
+                else:
+                    taken.discard(-heapq.heapreplace(heap, (-rank, passage))[0])
+    ranked = {name: sorted((-rank, passage) for rank, passage in heap) for name, heap in sorted(heaps.items()) if heap}
+    parts = _even_parts({name: len(found) for name, found in ranked.items()}, count)
+    if sum(parts.values()) < count:
+        there = ", ".join(f"{number} of {name!r}" for name, number in parts.items()) or "none"
         raise ValueError(
-            "copies: no passage of the wanted length and language is left. Give other or longer texts, change "
-            "copies.characters, or give wordings for their language."
+            f"the texts hold too few passages of {characters[0]} to {characters[1]} characters that fit: {there}, but "
+            f"{count} are wanted. Give more or other text, or ask for fewer or for other lengths."
         )
-    share, rest = divmod(count, len(languages))
-    return {language: share + (i < rest) for i, language in enumerate(languages)}
+    return {name: found[: parts[name]] for name, found in ranked.items()}
 
 
-def _enough(
-    chosen: Mapping[str, Sequence[tuple[int, str]]], language: str, number: int, characters: tuple[int, int]
-) -> Sequence[tuple[int, str]]:
-    there = chosen[language]
-    if len(there) < number:
-        raise ValueError(
-            f"copies: the texts of language {language!r} hold {len(there)} passages of {characters[0]} to "
-            f"{characters[1]} characters that were not seen elsewhere, but {number} are wanted. Lower copies.count, "
-            "widen copies.characters or give more text."
-        )
-    return there[:number]
+def _even_parts(there: Mapping[str, int], count: int) -> dict[str, int]:
+    """How many of each to take: as many of all, and where one falls short, more of the others."""
+    parts = dict[str, int]()
+    for left, name in zip(range(len(there), 0, -1), sorted(there, key=lambda name: (there[name], name)), strict=True):
+        parts[name] = min(there[name], (count - sum(parts.values())) // left)
+    return parts
 
 
 def passages(text: str, characters: tuple[int, int], *, seed: int = 0) -> Iterator[str]:
@@ -160,7 +165,8 @@ def _prints(text: str) -> Iterator[int]:
             yield _hash(letters)
 
 
-def _is_known(text: str, exclude: Container[int]) -> bool:
+def is_known(text: str, exclude: Container[int]) -> bool:
+    """Whether anything in the text has one of these fingerprints."""
     return any(print_ in exclude for print_ in _prints(text))
 
 
@@ -244,7 +250,7 @@ class MicroWorldCopies:
                 return
             language = LANGUAGES[number % len(LANGUAGES)]
             text = text_to_copy(rng, language)
-            if text not in asked and not _is_known(text, exclude):
+            if text not in asked and not is_known(text, exclude):
                 given += 1
                 yield Conversation.exchange(copy_request(text, language), text)
 
