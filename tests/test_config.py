@@ -158,7 +158,7 @@ def test_calibrations_have_the_settings_of_the_paper():
     assert found["instruct"] == [32, 16, "all", ["output"], 5e-5, 0.05, 128, 1, 4096] == found["instruct_copy"]
     assert own.instruct.copies is None and own.instruct_copy.copies.count == own.self.copies.count
     built = build(own.self)
-    assert built.answers.filters.scripts == ("Cyrillic", "Latin") and not built.answers.rates
+    assert list(built.answers.filters.scripts) == ["Cyrillic", "Latin"] and not built.answers.rates
 
 
 def test_earlier_stages_are_implied():

@@ -41,7 +41,7 @@ class AnswerFilters:
     max_characters: int | None = None
     ngram: int = 4
     max_repeated_share: float | None = 0.5
-    scripts: tuple[str, ...] = ()
+    scripts: Sequence[str] = ()
     min_script_share: float = 0.95
     as_asked: bool = False
 
