@@ -1,19 +1,25 @@
 """Initialisation of a new vocabulary's embeddings: tokens a second, beside the obvious loop, and memory.
 
-Ours: T from the two tokenizers, then the rows `T E`, computed block by block from a table on disk and written to
-another file. The loop: for each token its text, `tokenizer.encode` of it with the old tokenizer, the mean of those rows
-of a table in memory; a sample of tokens, as all would take long, with reading the table not counted. Both are timed in
-one run. The loop's rows are compared with ours too: they differ where a token is no whole text (half a letter), where
-the loop averages the rows of U+FFFD.
+Ours: T from the two tokenizers, then the rows `T E`, computed block by block from a table on disk, and the same written
+to another file in bfloat16. The loop: for each token its text, `tokenizer.encode` of it with the old tokenizer, the
+mean of those rows of a table in memory; a sample of tokens, as all would take long, with reading the table not counted
+and nothing written. All are timed in turn, `--repeats` times in one run; the medians are shown. Seconds on the clock
+grow with whatever else the machine does; seconds of the processor, of all threads, much less. The loop's rows are
+compared with ours too: they differ where a token is no whole text (half a letter), where the loop averages the rows of
+U+FFFD.
 
     python benchmarks/initialise.py NEW OLD      # directories, or tokenizer.json or tokenizer.json.gz files
 """
 
 import argparse
 import gzip
+import os
 import resource
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.embeddings import Embeddings, open_embeddings
 from lep.initialization.mean import mean
-from lep.shards import ComputedTable, in_memory
+from lep.shards import ComputedTable, blocks, in_memory
 from lep.vocabulary import subtoken_operator
 
 
@@ -62,43 +68,64 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--sample", type=int, default=2000, help="tokens that the loop is timed on")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the tables go for the time being (4 GB)")
     arguments = parser.parse_args()
     new, old = load(arguments.new), load(arguments.old)
     rows = max(old.get_vocab().values()) + 1
+    spent: dict[str, list[tuple[float, float]]] = {"loop": [], "T": [], "T E": [], "T E, written": []}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         (folder / "old").mkdir()
         Embeddings(random_table(rows, arguments.hidden)).save(folder / "old" / "embeddings.safetensors")
-
-        started = time.perf_counter()
-        operator = subtoken_operator(new, old)
-        built = time.perf_counter() - started
         table = open_embeddings(folder / "old").input
-        begun = mean(table, operator)
-        Embeddings(ComputedTable(begun.shape, torch.bfloat16, begun.__getitem__)).save(
-            folder / "embeddings.safetensors"
-        )
-        ours = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-        ids = np.random.default_rng(0).choice(len(operator.exact), arguments.sample, replace=False).tolist()
-        whole = in_memory(table)
-        started = time.perf_counter()
-        theirs = loop(new, old, whole, ids)
-        slow = time.perf_counter() - started
+        peak, whole = 0, None
+        for _ in range(arguments.repeats):
+            with timed(spent["T"]):
+                operator = subtoken_operator(new, old)
+            begun = mean(table, operator)
+            with timed(spent["T E"]):
+                for _ in blocks(begun):
+                    pass
+            with timed(spent["T E, written"]):
+                half = ComputedTable(begun.shape, torch.bfloat16, begun.__getitem__)
+                Embeddings(half).save(folder / "embeddings.safetensors")
+            peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the loop's table is read
+            whole = in_memory(table) if whole is None else whole
+            ids = np.random.default_rng(0).choice(len(operator.exact), arguments.sample, replace=False).tolist()
+            with timed(spent["loop"]):
+                theirs = loop(new, old, whole, ids)
         mine = torch.cat([begun[i : i + 1] for i in ids])
         alike = torch.isclose(mine, theirs, rtol=1e-4, atol=1e-5).all(dim=1).double().mean().item()
 
     tokens = len(operator.exact)
-    lines = Lines("way", "tokens", "seconds", "tokens a second", "of it building T", "peak memory")
-    lines.add_row("loop", f"{len(ids):,}", f"{slow:.1f}", f"{len(ids) / slow:,.0f}", "", "")
-    lines.add_row(
-        "T E", f"{tokens:,}", f"{ours:.1f}", f"{tokens / ours:,.0f}", f"{built:.1f} s", f"{peak / 1e9:.2f} GB"
-    )
     print(f"{tokens:,} new tokens onto {rows:,} old rows x {arguments.hidden:,}, {torch.get_num_threads()} threads")
+    print(
+        f"load average {os.getloadavg()[0]:.1f}, {arguments.repeats} repeats, peak memory of ours {peak / 1e9:.2f} GB"
+    )
+    clock, processor = ({way: statistics.median(each[k] for each in spent[way]) for way in spent} for k in (0, 1))
+    lines = Lines(
+        "way", "tokens", "seconds", "tokens a second", "times the loop", "processor seconds", "times the loop"
+    )
+    for way, parts in {"loop": ["loop"], "T and T E": ["T", "T E"], "the same, written": ["T", "T E, written"]}.items():
+        number = arguments.sample if way == "loop" else tokens
+        row = [way, f"{number:,}"]
+        for seconds in (clock, processor):
+            rate, slow = number / sum(seconds[part] for part in parts), arguments.sample / seconds["loop"]
+            row += [f"{sum(seconds[part] for part in parts):.2f}", f"{rate:,.0f}", f"{rate / slow:.1f}"]
+        lines.add_row(*(cell for k, cell in enumerate(row) if k != 6))  # one rate is enough
     Console(width=120).print(lines)
-    print(f"{tokens / ours / (len(ids) / slow):.1f} times as fast; the same row for {100 * alike:.1f} % of the sample")
+    print(f"of it T: {clock['T']:.2f} s, {processor['T']:.2f} s of the processor")
+    print("on the clock: " + "; ".join(f"{way} {', '.join(f'{each[0]:.2f}' for each in spent[way])}" for way in spent))
+    print(f"the same row as the loop for {100 * alike:.1f} % of the sample")
+
+
+@contextmanager
+def timed(spent: list[tuple[float, float]]) -> Iterator[None]:
+    """Notes the seconds of the block: on the clock, and of the processor by all threads."""
+    clock, processor = time.perf_counter(), time.process_time()
+    yield
+    spent.append((time.perf_counter() - clock, time.process_time() - processor))
 
 
 if __name__ == "__main__":

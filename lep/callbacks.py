@@ -37,7 +37,7 @@ from lep.propagation.end_of_turn import margins, restore_end_of_turn
 from lep.propagation.swap import swap
 from lep.results import Row, Score
 from lep.shards import Table
-from lep.vocabulary import SubtokenOperator
+from lep.vocabulary import SubtokenOperator, read_vocabulary
 
 ORIGINAL, UNTRAINED = "original", "no training"
 # Conversations that show where a turn ends: of each language, and how long.
@@ -155,6 +155,9 @@ class Judge:
         found, diagnostics = self._propagate(candidate)
         tables = found.in_memory()
         diagnostics = audited(diagnostics, tables, candidate.tables)
+        if unused := read_vocabulary(self.tokenizer).unassigned:
+            tokens = max(self.tokenizer.get_vocab().values()) + 1
+            tables = pad_tables(tables, tokens, 1, unused=unused).in_memory()
         probes, reference = self._probes(model)
         set_embeddings_(model, tables)
         if probes:

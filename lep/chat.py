@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lep.vocabulary import read_vocabulary, remap_post_processor
+from lep.vocabulary import read_vocabulary, remap_post_processor, tokenizer_json
 
 ROLES = ("bos", "eos", "pad", "unk")
 
@@ -41,7 +41,8 @@ def result_tokenizer(
 ) -> tuple[PreTrainedTokenizerFast, list[tuple[int, int]]]:
     """The adapted tokenizer made to chat like the instruct model, and (new id, instruct id) of what it had to add.
 
-    Tokens that only the instruct model has (chat markers) are appended with the same matching rules. Chat template,
+    Tokens that only the instruct model has (chat markers) are appended behind the highest id, with the same matching
+    rules; ids below it that no token has (dropped scripts leave some) stay free, as other tokens keep theirs. Template,
     bos, eos, pad, unk and what is put around a text (the post-processor, with the new ids) are the instruct model's;
     a role it leaves empty stays the adapted tokenizer's.
     """
@@ -49,6 +50,8 @@ def result_tokenizer(
     known = tokenizer.get_vocab()
     missing = [(i, token) for i, token in sorted(instruct.added_tokens_decoder.items()) if token.content not in known]
     first_free = max(known.values()) + 1
+    if missing and first_free > len(known):
+        _give_ids_(tokenizer, {token.content: first_free + k for k, (_, token) in enumerate(missing)})
     tokenizer.add_tokens([token for _, token in missing])  # type: ignore[arg-type]
     ids = tokenizer.get_vocab()
     added = [(ids[token.content], i) for i, token in missing]
@@ -65,6 +68,17 @@ def result_tokenizer(
     tokenizer.chat_template = instruct.chat_template
     tokenizer.model_max_length = instruct.model_max_length
     return tokenizer, added
+
+
+def _give_ids_(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int]) -> None:
+    """Puts tokens into the model, so that they have these ids once added: the library would count to number them.
+
+    A Unigram model numbers its pieces itself and is left alone: its ids have no gaps.
+    """
+    spec = tokenizer_json(tokenizer)
+    if spec["model"]["type"] == "BPE":
+        spec["model"]["vocab"] |= ids
+        tokenizer.backend_tokenizer.model = Tokenizer.from_str(json.dumps(spec)).model
 
 
 def _put_marks_around_(tokenizer: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast) -> None:

@@ -75,9 +75,9 @@ class Embeddings(Generic[AnyTable]):
         """New tables, each made from its own; `on_output` is `on_input` unless given. Tied tables stay one."""
         return Embeddings(on_input(self.input), None if self.output is None else (on_output or on_input)(self.output))
 
-    def in_memory(self) -> "Embeddings":
-        """The tables as tensors."""
-        return self.map(in_memory)
+    def in_memory(self, *, advance: Callable[[int], None] = lambda rows: None) -> "Embeddings":
+        """The tables as tensors. `advance` is told the rows, those of both tables."""
+        return self.map(lambda table: in_memory(table, advance=advance))
 
     @property
     def nbytes(self) -> int:

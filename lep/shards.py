@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -96,15 +97,17 @@ def _scan_norms(table: Table, rows: int) -> Tensor:
     return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
 
 
-def in_memory(table: Table) -> Tensor:
-    """All rows of a table: itself if it is a tensor."""
+def in_memory(table: Table, *, advance: Callable[[int], None] = lambda rows: None) -> Tensor:
+    """All rows of a table: itself if it is a tensor. `advance` is told the rows that are there."""
     if isinstance(table, Tensor):
+        advance(len(table))
         return table
     whole = torch.empty(table.shape, dtype=table.dtype)
     start = 0
     for block in blocks(table):
         whole[start : start + len(block)] = block
         start += len(block)
+        advance(len(block))
     return whole
 
 
@@ -342,10 +345,18 @@ def _header(parts: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Map
 
 
 def _write_table(file: IO[bytes], table: Table, dtype: torch.dtype, advance: Callable[[int], None]) -> None:
-    for block in blocks(table):
-        words = block.detach().cpu().to(dtype).contiguous().view(torch.uint8).numpy()
-        file.write(words.data)
-        advance(words.nbytes)
+    """One block goes to the file while the next is computed."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        writing, nbytes = None, 0
+        for block in blocks(table):
+            words = block.detach().cpu().to(dtype).contiguous().view(torch.uint8).numpy()
+            if writing is not None:
+                writing.result()
+                advance(nbytes)
+            writing, nbytes = pool.submit(file.write, words.data), words.nbytes
+        if writing is not None:
+            writing.result()
+            advance(nbytes)
 
 
 def _copy_bytes(old: IO[bytes], new: IO[bytes], entry: Entry, advance: Callable[[int], None]) -> None:

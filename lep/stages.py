@@ -35,6 +35,7 @@ from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, calibrations, check_context, plain, planned_stages, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
+from lep.export.progress import busy, rows_progress
 from lep.memory import propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
@@ -219,7 +220,8 @@ def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
 def make_operator(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> SubtokenOperator:
     def into(out: Path) -> dict[str, Any]:
         base = checkpoints.load_tokenizer(plan.base_dir, key="model.base")
-        operator = subtoken_operator(tokenizer, base)
+        with busy(f"spelling {len(tokenizer):,} tokens in old ones"):
+            operator = subtoken_operator(tokenizer, base)
         operator.save(out / OPERATOR_FILE)
         return operator.summary()
 
@@ -268,10 +270,17 @@ def initialise(config: DictConfig, base: Embeddings[Table], operator: SubtokenOp
             f"init.input={config.init.input._target_} and init.output={config.init.output._target_} differ, but the "
             "model ties its tables. Give both the same rule"
         )
-    return base.map(
-        lambda table: on_input(table, operator, generator=generator),
-        lambda table: on_output(table, operator, generator=generator),
-    )
+    with busy("initialising"):
+        return base.map(
+            lambda table: on_input(table, operator, generator=generator),
+            lambda table: on_output(table, operator, generator=generator),
+        )
+
+
+def compute_rows(tables: Embeddings[Table]) -> Embeddings:
+    """The initialised tables in memory, with a bar while their rows are computed."""
+    with rows_progress("initialising", (1 if tables.tied else 2) * tables.input.shape[0]) as advance:
+        return tables.in_memory(advance=advance)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ halves of a letter, newlines, leading spaces and runs of spaces stay apart.
 
 # V base vocabulary, U new vocabulary, S shared tokens, D hidden
 
+import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +47,9 @@ GLYPHS = _byte_glyphs()
 _TO_GLYPHS = {byte: glyph for byte, glyph in enumerate(GLYPHS)}
 _FROM_GLYPHS = {ord(glyph): byte for byte, glyph in enumerate(GLYPHS)}
 _GLYPH_SET = frozenset(GLYPHS)
+_NO_GLYPH = 256
+_BYTE_OF_CODE = np.full(max(_FROM_GLYPHS) + 2, _NO_GLYPH, dtype=np.uint16)  # the last place is for all higher codes
+_BYTE_OF_CODE[[*_FROM_GLYPHS]] = [*_FROM_GLYPHS.values()]
 
 
 def to_glyphs(data: bytes) -> str:
@@ -57,6 +62,18 @@ def from_glyphs(piece: str) -> bytes:
     if not _GLYPH_SET.issuperset(piece):
         return piece.encode()
     return piece.translate(_FROM_GLYPHS).encode("latin-1")
+
+
+def _all_from_glyphs(pieces: list[str]) -> list[bytes]:
+    """`from_glyphs` of every piece, all letters looked up at once."""
+    codes = np.frombuffer("".join(pieces).encode("utf-32-le"), dtype="<u4")
+    found = _BYTE_OF_CODE[np.minimum(codes, len(_BYTE_OF_CODE) - 1)]
+    ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)))
+    data, bounds = found.astype(np.uint8).tobytes(), [0, *ends.tolist()]
+    tokens = [data[start:end] for start, end in pairwise(bounds)]
+    for i in np.unique(np.searchsorted(ends, np.flatnonzero(found == _NO_GLYPH), side="right")):
+        tokens[i] = from_glyphs(pieces[i])
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -169,41 +186,63 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     Length is the highest id + 1. An added token is special when it is flagged so, or when the model can never produce
     it from text (`<think>`); its row is then a role's, not a word's.
     """
-    spec = tokenizer_json(tokenizer)
-    alphabet, model, added = alphabet_of(spec), spec["model"], spec["added_tokens"]
+    spec, added = _without_merges(tokenizer), tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    alphabet, model = alphabet_of(spec), spec["model"]
     ids = model_ids(model)
-    producible = _producible(model) if any(not token["special"] for token in added) else set()
-    specials = {t["id"]: t["content"] for t in added if t["special"] or t["content"] not in producible}
-    size = 1 + max([*ids.values(), *(token["id"] for token in added)])
+    asked = any(not token.special and token.content in ids for token in added.values())
+    producible = _producible(tokenizer_json(tokenizer)["model"]) if asked else set()
+    specials = {i: token.content for i, token in added.items() if token.special or token.content not in producible}
+    size = 1 + max([*ids.values(), *added])
     pieces: list[str | None] = [None] * size
     for piece, i in ids.items():
         pieces[i] = piece
-    for token in added:
-        pieces[token["id"]] = token["content"]
+    for i, token in added.items():
+        pieces[i] = token.content
     unk = model["unk_id"] if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
     if unk is not None:  # the model's own unknown piece stands for no text, flagged or not
         specials.setdefault(unk, pieces[unk] or "")
     has_byte_pieces = alphabet == "metaspace" and model.get("byte_fallback", False)
     byte_ids = frozenset(i for p, i in ids.items() if has_byte_pieces and BYTE_PIECE.fullmatch(p) and i not in specials)
-    tokens = tuple(
-        None if not piece or i in specials else _bytes_of(piece, alphabet, i in byte_ids)
-        for i, piece in enumerate(pieces)
-    )
     roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}
     roles = {role: i for role, i in roles.items() if i is not None and 0 <= i < size}
+    tokens = _tokens(pieces, alphabet, nothing=specials, raw=byte_ids)
     return Vocabulary(tokens, specials, roles, tuple(pieces), byte_ids, alphabet)
+
+
+def _without_merges(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """`tokenizer_json` without added tokens and merges: writing 280,000 merges out takes longer than all the rest."""
+    backend = tokenizer.backend_tokenizer
+    model = backend.model
+    if not isinstance(model, BPE):
+        return tokenizer_json(tokenizer)
+    vocab = backend.get_vocab(with_added_tokens=False)
+    lean = {"type": "BPE", "unk_token": model.unk_token, "byte_fallback": model.byte_fallback, "vocab": vocab}
+    return _steps_json(tokenizer) | {"model": lean}
+
+
+def _tokens(
+    pieces: list[str | None], alphabet: Alphabet, *, nothing: Container[int], raw: Container[int]
+) -> tuple[bytes | None, ...]:
+    """The bytes of every piece; None for those that stand for nothing. `raw`: the ids of the byte pieces."""
+    tokens: list[bytes | None] = [None] * len(pieces)
+    spelt = [i for i, piece in enumerate(pieces) if piece and i not in nothing]
+    texts = [pieces[i] or "" for i in spelt]
+    if alphabet == "byte_level":
+        found = _all_from_glyphs(texts)
+    else:
+        found = [
+            bytes([int(text[3:5], 16)]) if i in raw else text.replace(MARK, " ").encode()
+            for i, text in zip(spelt, texts, strict=True)
+        ]
+    for i, token in zip(spelt, found, strict=True):
+        tokens[i] = token
+    return tuple(tokens)
 
 
 def kept_ids(before: Vocabulary, after: Vocabulary) -> set[int]:
     """Ids that stand in both vocabularies for the same token, or for nothing in both."""
     pairs = zip(before.pieces, after.pieces, strict=False)
     return {i for i, (old, new) in enumerate(pairs) if old == new}
-
-
-def _bytes_of(piece: str, alphabet: Alphabet, is_byte_piece: bool) -> bytes:
-    if alphabet == "byte_level":
-        return from_glyphs(piece)
-    return bytes([int(piece[3:5], 16)]) if is_byte_piece else piece.replace(MARK, " ").encode()
 
 
 @dataclass(frozen=True)
@@ -245,12 +284,22 @@ class SubtokenOperator:
     def combine(
         self, read: Callable[[np.ndarray], Tensor], rows: np.ndarray, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows of the ids they are spelt with."""
+        """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows [K, D] of K ids, in their order."""
         block = self.weights[rows]
-        used, position = np.unique(block.indices, return_inverse=True)
+        lengths = np.diff(block.indptr)
+        alone = lengths == 1  # most rows between real vocabularies: one id weighs 1, and its row need only be widened
+        whole = read(block.indices[block.indptr[:-1][alone]]).to(dtype)
+        if alone.all():
+            return whole
+        summed = block[~alone]
+        used, position = np.unique(summed.indices, return_inverse=True)
         dense = read(used).to(dtype).numpy()
-        narrow = csr_array((block.data.astype(dense.dtype), position, block.indptr), shape=(len(rows), len(used)))
-        return torch.from_numpy(narrow @ dense)
+        parts = (summed.data.astype(dense.dtype), position, summed.indptr)
+        product = csr_array(parts, shape=(summed.shape[0], len(used))) @ dense
+        result = torch.empty(len(lengths), dense.shape[1], dtype=dtype)
+        result[torch.from_numpy(alone)] = whole
+        result[torch.from_numpy(~alone)] = torch.from_numpy(product)
+        return result
 
     def summary(self) -> dict[str, int]:
         """How the new tokens come by their rows, as counts that add up to `tokens`, and the old rows they draw on."""
@@ -289,46 +338,45 @@ def subtoken_operator(new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast
       old unk, pad, eos or bos, else id 0. No row is empty.
     """
     fresh, known = read_vocabulary(new), read_vocabulary(old)
-    rows: list[list[int]] = [[] for _ in range(len(fresh))]
-    same = _same_tokens(fresh, known)
-    for i, j in same.items():
-        rows[i] = [j]
+    single = _same_tokens(fresh, known)
+    exact = single >= 0
     for i, j in (_special_rows(fresh, known) | _unassigned_rows(fresh, known)).items():
-        rows[i] = [j]
-    rest = [i for i, row in enumerate(rows) if not row]
-    spelt = [fresh.specials[i].encode() if i in fresh.specials else fresh.tokens[i] or b"" for i in rest]
-    for i, row in zip(rest, compose(spelt, old, known), strict=True):
-        rows[i] = row or [_stand_in(known)]
-    exact = np.zeros(len(fresh), dtype=bool)
-    exact[list(same)] = True
+        single[i] = j
+    rest = np.flatnonzero(single < 0)
+    spelt = [fresh.specials[i].encode() if i in fresh.specials else fresh.tokens[i] or b"" for i in rest.tolist()]
+    several = [row or [_stand_in(known)] for row in compose(spelt, old, known)]
     special = np.array([token is None for token in fresh.tokens])
-    return SubtokenOperator(_mean_rows(rows, len(known)), exact, special)
+    return SubtokenOperator(_mean_rows(single, several, len(known)), exact, special)
 
 
-def _mean_rows(rows: list[list[int]], columns: int) -> csr_array:
-    """[U, V] float32: row u puts 1 / K on each of its K ids; an id that comes twice weighs twice."""
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+def _mean_rows(single: np.ndarray, several: list[list[int]], columns: int) -> csr_array:
+    """[U, V] float32: row u is its one id or, where that is below 0, the next of the lists; ids come in `several`.
+
+    A row puts 1 / K on each of its K ids; an id that comes twice weighs twice.
+    """
+    lengths = np.ones(len(single), dtype=np.int64)
+    lengths[single < 0] = list(map(len, several))
+    indices = np.repeat(single, lengths)
+    indices[indices < 0] = list(chain.from_iterable(several))
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    indices = np.fromiter((j for row in rows for j in row), dtype=np.int32, count=int(indptr[-1]))
     data = np.repeat(1.0 / lengths, lengths).astype(np.float32)
-    weights = csr_array((data, indices, indptr.astype(np.int32)), shape=(len(rows), columns))
+    parts = (data, indices.astype(np.int32), indptr.astype(np.int32))
+    weights = csr_array(parts, shape=(len(single), columns))
     weights.sum_duplicates()
     return weights
 
 
-def _same_tokens(fresh: Vocabulary, known: Vocabulary) -> dict[int, int]:
-    """New id -> old id of the tokens equal in bytes: equally spelt first, then byte piece to byte, then literal."""
-    same = {}
-    for i, token in enumerate(fresh.tokens):
-        if token is None:
-            continue
-        twin = known.ids_of_pieces.get(fresh.pieces[i] or "") if fresh.alphabet == known.alphabet else None
-        if twin is None or known.tokens[twin] != token:
-            twin = known.ids_of_single_bytes.get(token) if i in fresh.byte_ids else None
-        if twin is None:
-            twin = known.ids_of_bytes.get(token)
-        if twin is not None:
-            same[i] = twin
+def _same_tokens(fresh: Vocabulary, known: Vocabulary) -> np.ndarray:
+    """Old id [U] of the tokens equal in bytes, else -1: equally spelt first, then byte piece to byte, then literal."""
+    same = np.array([known.ids_of_bytes.get(token, -1) for token in fresh.tokens])  # type: ignore[arg-type]
+    for i in fresh.byte_ids:
+        same[i] = known.ids_of_single_bytes.get(fresh.tokens[i] or b"", same[i])
+    if fresh.alphabet == known.alphabet:
+        twins = np.array([known.ids_of_pieces.get(piece, -1) for piece in fresh.pieces])  # type: ignore[arg-type]
+        # Nearly all of these are the same already; the others are few.
+        for i in np.flatnonzero((twins >= 0) & (same >= 0) & (twins != same)):
+            if known.tokens[twins[i]] == fresh.tokens[i]:
+                same[i] = twins[i]
     return same
 
 
@@ -369,9 +417,10 @@ def _compose_byte_level(
     wrong = [k for k, text in enumerate(texts) if not _spells(rows[k], text, vocabulary)]
     if not wrong:
         return rows
+    glyphs = [to_glyphs(texts[k]) for k in wrong]
     # Half letters are never a whole pre-token, so `ignore_merges` has no say in them.
-    alone = bare_tokenizer(tokenizer, pre_tokenizer=False, merges_only=True)
-    whole = _encode(alone, [to_glyphs(texts[k]) for k in wrong])
+    merges_only = not vocabulary.ids_of_pieces.keys().isdisjoint(glyphs)
+    whole = _encode(bare_tokenizer(tokenizer, pre_tokenizer=False, merges_only=merges_only), glyphs)
     for k, row in zip(wrong, whole, strict=True):
         rows[k] = row
     return rows
@@ -415,16 +464,17 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _pre_tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """A skeleton tokenizer.json with nothing but the pre-tokenizer: large models need not be written out for it."""
-    skeleton = Tokenizer(BPE())
-    if tokenizer.backend_tokenizer.pre_tokenizer is not None:
-        skeleton.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+def _steps_json(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A tokenizer.json of normalizer, pre-tokenizer and decoder alone: a large model need not be written out for it."""
+    skeleton, backend = Tokenizer(BPE()), tokenizer.backend_tokenizer
+    for step in ("normalizer", "pre_tokenizer", "decoder"):
+        if (found := getattr(backend, step)) is not None:
+            setattr(skeleton, step, found)
     return json.loads(skeleton.to_str())
 
 
 def _pre_tokenizer_marks_spaces(tokenizer: PreTrainedTokenizerFast) -> bool:
-    return any(step["type"] == "Metaspace" for step in components(_pre_tokenizer_json(tokenizer)["pre_tokenizer"]))
+    return any(step["type"] == "Metaspace" for step in components(_steps_json(tokenizer)["pre_tokenizer"]))
 
 
 def bare_tokenizer(
@@ -435,17 +485,16 @@ def bare_tokenizer(
     `merges_only` also switches off `ignore_merges`, so that a piece comes out whole only where merges make it.
     """
     model = tokenizer.backend_tokenizer.model
-    bare = Tokenizer(model)  # shares the model, which may be large
     if merges_only and getattr(model, "ignore_merges", False):
-        spec = json.loads(bare.to_str())
-        spec["model"]["ignore_merges"] = False
-        bare = Tokenizer.from_str(json.dumps(spec))
-    skeleton = _pre_tokenizer_json(tokenizer)
-    for step in components(skeleton["pre_tokenizer"]):
+        model = copy.deepcopy(model)
+        model.ignore_merges = False
+    bare = Tokenizer(model)  # shares the model, which may be large
+    spec = _steps_json(tokenizer) | {"normalizer": None, "decoder": None}
+    for step in components(spec["pre_tokenizer"]):
         if "prepend_scheme" in step:
             step["prepend_scheme"] = "never"
         if "add_prefix_space" in step:
             step["add_prefix_space"] = False
-    if pre_tokenizer and skeleton["pre_tokenizer"] is not None:
-        bare.pre_tokenizer = Tokenizer.from_str(json.dumps(skeleton)).pre_tokenizer
+    if pre_tokenizer and spec["pre_tokenizer"] is not None:
+        bare.pre_tokenizer = Tokenizer.from_str(json.dumps(spec)).pre_tokenizer
     return bare

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 from pico_models import TEMPLATE, pico_tokenizer
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, processors
 
 from lep.chat import check_siblings, end_of_turn, result_tokenizer, special_pairs
+from lep.vocabulary import read_vocabulary, tokenizer_json
 
 MARKERS = ("<|user|>", "<|assistant|>", "<|end|>")
 TURNS = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "Мария"}]
@@ -32,6 +35,25 @@ def test_markers_that_only_the_instruct_model_has_are_appended(adapted, instruct
     assert tokenizer.chat_template == TEMPLATE and tokenizer.eos_token == instruct.eos_token
     assert tokenizer.encode("<|end|>") == [size + 2]
     assert tokenizer.encode("кошка и cat") == adapted.encode("кошка и cat")
+
+
+@pytest.mark.parametrize("gaps", [1, 2, 7])
+def test_ids_that_no_token_has_stay_free(instruct, gaps, tmp_path):
+    """As where a dropped script left more ids than new tokens took."""
+    adapted = pico_tokenizer(340, markers=())
+    spec = tokenizer_json(adapted)
+    order = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].__getitem__)
+    spec["model"]["vocab"] = {piece: i if i < 50 else i + gaps for i, piece in enumerate(order)}
+    adapted = type(adapted)(tokenizer_object=Tokenizer.from_str(json.dumps(spec)))
+    free, last = read_vocabulary(adapted).unassigned, max(adapted.get_vocab().values())
+    assert len(free) == gaps
+    tokenizer, added = result_tokenizer(adapted, instruct)
+    assert [new for new, _ in added] == [last + 1 + i for i in range(len(MARKERS))]
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, type(tokenizer).from_pretrained(tmp_path)):
+        assert read_vocabulary(one).unassigned == free
+        assert one.get_vocab() == adapted.get_vocab() | {marker: last + 1 + i for i, marker in enumerate(MARKERS)}
+        assert one.encode("<|end|>") == [last + 3] and one.encode("кошка и cat") == adapted.encode("кошка и cat")
 
 
 def test_the_result_chats_in_the_same_words_as_the_instruct_model(adapted, instruct, tmp_path):

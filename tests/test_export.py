@@ -166,6 +166,28 @@ def test_in_bfloat16_padding_still_loses():
     assert padded.output is not None and int((states @ padded.output.T).argmax(1).max()) < 1000
 
 
+def test_ids_that_stand_for_nothing_never_win_either():
+    """As they begin, they are copies of a special token's row and tie with it: a text would not end."""
+    tables = new_tables(100).map(torch.Tensor.double)
+    assert tables.output is not None
+    unused, end = [3, 50, 89], 7
+    tables.output[unused] = tables.output[end].clone()
+    padded = pad_tables(tables, 90, 64, unused=unused).map(in_memory)
+    assert padded.output is not None and padded.output.shape == (128, 32)
+    used = torch.ones(90, dtype=torch.bool)
+    used[unused] = False
+    assert torch.equal(padded.output[:90][used], tables.output[:90][used])
+    states = torch.randn(500, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states[:100] = 5 * tables.output[end]
+    logits = states @ padded.output.T
+    assert (
+        set(logits.argmax(1).tolist()).isdisjoint({*unused, *range(90, 128)}) and (logits[:100].argmax(1) == end).all()
+    )
+    torch.testing.assert_close(logits[:, unused], logits[:, :90][:, used].mean(1, keepdim=True).expand(-1, 3))
+    again = pad_tables(padded, 90, 64, unused=unused).map(in_memory)
+    torch.testing.assert_close(again.output, padded.output)
+
+
 def test_a_multiple_of_one_adds_no_row_and_none_below_one_is_taken():
     tables = new_tables(90)
     assert pad_tables(tables, 90, 1) is tables

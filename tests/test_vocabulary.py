@@ -38,6 +38,18 @@ def test_glyphs_are_a_bijection_with_bytes(data):
     assert from_glyphs(to_glyphs(data)) == data
 
 
+def test_a_piece_with_a_foreign_character_stands_for_its_own_text():
+    pieces = ["a", "я", "日本", "Ð", "Ġa", "a\u2581"]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found = read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend)).tokens
+    assert (
+        found
+        == tuple(map(from_glyphs, pieces))
+        == (b"a", "я".encode(), "日本".encode(), b"\xd0", b" a", b"a\xe2\x96\x81")
+    )
+
+
 @pytest.mark.parametrize("name", PICO)
 @given(texts=st.lists(st.one_of(st.binary(max_size=12), st.text(max_size=8).map(str.encode)), max_size=6))
 @settings(max_examples=40, deadline=None)

@@ -25,6 +25,7 @@ from lep.export.padding import PAD_TO, pad_tables
 from lep.export.progress import bytes_progress
 from lep.export.servers import served_by
 from lep.shards import Table
+from lep.vocabulary import read_vocabulary
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 
@@ -53,7 +54,7 @@ def export_model(
     """
     instruct_tokenizer = load_tokenizer(instruct_dir, key="model.instruct")
     tokens = max(tokenizer.get_vocab().values()) + 1
-    padded = pad_tables(tables, tokens, pad_to)
+    padded = pad_tables(tables, tokens, pad_to, unused=read_vocabulary(tokenizer).unassigned)
     rows = padded.input.shape[0]
     ids = id_map(instruct_tokenizer, tokenizer)
     sources = {name: _read(instruct_dir / name) for name in (CONFIG_FILE, GENERATION_FILE)}

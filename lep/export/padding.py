@@ -1,4 +1,4 @@
-"""Rows that fill a vocabulary up to a round size and that no text and no decoding ever reaches.
+"""Rows of no token, which no text and no decoding ever reaches: fillers up to a round size, ids that stand for nothing.
 
 In: tables of U tokens. Out: tables of the next multiple. A row of zeros would not do: its logit is 0, which wins where
 all others are negative. The mean of the output rows cannot win: its logit is the mean of all logits, which is below
@@ -8,6 +8,8 @@ All this up to rounding the mean m to the table's type: in bfloat16 that moves a
 """
 
 # U tokens, D hidden
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -25,10 +27,14 @@ def padded_size(tokens: int, multiple: int) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def pad_tables(tables: Embeddings[Table], tokens: int, multiple: int) -> Embeddings[Table]:
+def pad_tables(
+    tables: Embeddings[Table], tokens: int, multiple: int, *, unused: Collection[int] = ()
+) -> Embeddings[Table]:
     """Tables of `padded_size(tokens, multiple)` rows: those of the tokens, then mean rows.
 
-    Rows beyond the tokens that the tables have already (an old padding) give way. ValueError where tokens lack rows.
+    Ids among the tokens' that stand for nothing (`unused`) get the mean of the others too: what lay there, such as a
+    copy of the row that ends a text, could win. Rows beyond the tokens that the tables have already (an old padding)
+    give way. ValueError where tokens lack rows.
     """
     rows = tables.input.shape[0]
     if rows < tokens:
@@ -36,23 +42,29 @@ def pad_tables(tables: Embeddings[Table], tokens: int, multiple: int) -> Embeddi
             f"export: {rows} embedding rows, but the tokenizer has ids up to {tokens - 1}. Give its own tables."
         )
     size = padded_size(tokens, multiple)
-    return tables if rows == size == tokens else tables.map(lambda table: _padded(table, tokens, size))
+    if rows == size == tokens and not unused:
+        return tables
+    used = torch.ones(tokens, dtype=torch.bool)
+    used[list(unused)] = False
+    return tables.map(lambda table: _padded(table, used, size))
 
 
-def _padded(table: Table, tokens: int, size: int) -> Table:
-    mean = _mean(table, tokens).to(table.dtype)
+def _padded(table: Table, used: Tensor, size: int) -> Table:
+    mean, tokens = _mean(table, used).to(table.dtype), len(used)
 
     def compute(rows: slice) -> Tensor:
-        own = table[slice(min(rows.start, tokens), min(rows.stop, tokens))].detach().cpu()
+        here = slice(min(rows.start, tokens), min(rows.stop, tokens))
+        own = torch.where(used[here, None], table[here].detach().cpu(), mean)
         return torch.cat([own, mean.expand(rows.stop - rows.start - len(own), -1)])
 
     return ComputedTable(torch.Size((size, table.shape[1])), table.dtype, compute)
 
 
-def _mean(table: Table, tokens: int) -> Tensor:
-    """Of the first rows, float64 [D] on the CPU."""
-    total, left = torch.zeros(table.shape[1], dtype=torch.float64), tokens
+def _mean(table: Table, used: Tensor) -> Tensor:
+    """Of the marked rows (all beyond the marks are left out), float64 [D] on the CPU."""
+    total, start = torch.zeros(table.shape[1], dtype=torch.float64), 0
     for block in blocks(table):
-        total += block[:left].detach().cpu().double().sum(dim=0)
-        left = max(0, left - len(block))
-    return total / tokens
+        marks = used[start : start + len(block)]
+        total += block[: len(marks)][marks.to(block.device)].detach().cpu().double().sum(dim=0)
+        start += len(block)
+    return total / used.sum()

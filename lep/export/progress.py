@@ -1,5 +1,6 @@
-"""A line on the terminal while tables of several gigabytes are fitted or written; nothing where nobody watches."""
+"""A line on the terminal while tables of several gigabytes are made or written; nothing where nobody watches."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
@@ -24,6 +26,22 @@ def bytes_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     with _progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task(label, total=total)
         yield lambda nbytes: progress.advance(task, nbytes)
+
+
+@contextmanager
+def rows_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives `advance(rows)`; shows how many rows of the total are there, how many a second, and how long it takes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with _progress(*columns, TimeRemainingColumn()) as progress:
+        task, started, done = progress.add_task(label, total=total, rate=""), time.monotonic(), 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            rate = done / max(time.monotonic() - started, 1e-9)
+            progress.update(task, completed=done, rate=f"{rate:,.0f} a second")
+
+        yield advance
 
 
 @contextmanager
