@@ -2,10 +2,13 @@
 
 import copy
 from functools import cache
+from pathlib import Path
 
 from pico_models import pico_tokenizer
 from pico_tokenizers import byte_level_bpe, sentencepiece_bpe
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import lep
 
 # Trims, writes BOS itself, and, as shipped with LLaMa-3, opens the assistant's turn whether asked to or not.
 LLAMA3 = (
@@ -56,7 +59,7 @@ FAMILIES = ("llama3", "mistral", "mistral_system", "qwen2", "qwen3", "gemma", "t
 @cache
 def chat_tokenizer(family: str) -> PreTrainedTokenizerFast:
     if family == "tiny":
-        return AutoTokenizer.from_pretrained("lep/assets/tiny/instruct")
+        return AutoTokenizer.from_pretrained(Path(lep.__file__).parent / "assets" / "tiny" / "instruct")
     if family.startswith("mistral"):
         return _with_template(sentencepiece_bpe(), MISTRAL if family == "mistral" else MISTRAL_SYSTEM)
     if family == "llama3":
