@@ -131,6 +131,6 @@ def read_adapter(directory: Path) -> Tuned:
     return Tuned(changes, config["r"], config["lora_alpha"], table, None if tied else head, tied=tied)
 
 
-def _name_of(model: nn.Module, module: nn.Module) -> str:
+def _name_of(model: nn.Module, module: nn.Module | None) -> str:
     """How a part of the model is called in it, with the dot that follows."""
     return next(f"{name}." for name, found in model.named_modules() if found is module)
