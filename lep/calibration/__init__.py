@@ -1,6 +1,8 @@
-"""Instruction data for calibration: from conversations to packed blocks in which only answers are learnt.
+"""Calibration after propagation: instruction data, the original model's own answers, and tuning on either.
 
-source.read() -> Conversation -> render() -> Rendered -> pack() -> InstructionBlocks -> InstructionBatches
+source.read() -> Conversation -> render() -> Rendered -> pack() -> InstructionBlocks -> InstructionTuning -> Tuned
+Data: conversations, copying, rendering, packing. Answers: answering, filtering. Weights: tuning, adapter; method.py is
+what an option of the config group builds.
 """
 
 from lep.calibration.conversations import ChatFiles, Conversation, ExchangeFields, HubChats, MessageFields, Turn
