@@ -24,6 +24,7 @@ from lep.artifacts import Store
 from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token
 from lep.benchmark.records import Record, read_records, write_records
 from lep.benchmark.scoring import end_tokens, generate, render_chat
+from lep.calibration.adapter import merge_, merged_weights, read_adapter, write_adapter
 from lep.chat import end_of_turn
 from lep.checkpoints import load_model
 from lep.embeddings import TABLES_FILE, Embeddings, embeddings_of, open_embeddings, open_tables, set_embeddings_
@@ -62,15 +63,22 @@ class Candidate:
     tables: Embeddings[Table] | None  # None: the instruct model as it is
     rule: Rule | None
     key: dict[str, Any]  # what the tables and the rule were made from
+    adapter: Path | None = None  # what a calibration changed, laid over the model
+
+
+def calibrated_name(before: str, method: str) -> str:
+    """How the table calls a model after it was calibrated."""
+    return f"{before} + {method}"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A row of the table with what stands behind it."""
+    """A row of the table with what stands behind it. calibration: how the model was calibrated, if it was."""
 
     row: Row
     diagnostics: dict[str, Any]
     records: list[Record]
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,7 +118,7 @@ class Judge:
 
     def _judge_into(self, candidate: Candidate, out_dir: Path) -> None:
         started = time.monotonic()
-        model, tokenizer, diagnostics = self._model(candidate)
+        model, tokenizer, diagnostics = self.model_of(candidate)
         scores, details, records = {}, {}, []
         for name, suite in self.suites.items():
             found = suite(model, tokenizer, progress=f"{candidate.name}: {name}")
@@ -129,11 +137,21 @@ class Judge:
         )
         write_records(out_dir / "records.jsonl", records)
 
-    def _model(self, candidate: Candidate) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
+    def original(self) -> PreTrainedModel:
+        """The instruct model as it is."""
+        return load_model(self.instruct_dir, device=self.device)
+
+    def model_of(self, candidate: Candidate) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
         """The instruct model with the candidate's tables in place, its tokenizer, and what propagation had to say."""
-        model = load_model(self.instruct_dir, device=self.device)
-        if candidate.tables is None:
-            return model, self.instruct_tokenizer, {}
+        model, tokenizer, diagnostics = self.original(), self.instruct_tokenizer, {}
+        if candidate.tables is not None:
+            tokenizer, diagnostics = self.tokenizer, self._carry_into_(model, candidate)
+        if candidate.adapter is not None:
+            merge_(model, read_adapter(candidate.adapter))
+        return model, tokenizer, diagnostics
+
+    def _carry_into_(self, model: PreTrainedModel, candidate: Candidate) -> dict[str, Any]:
+        assert candidate.tables is not None, "the instruct model as it is has nothing to propagate"
         found, diagnostics = self._propagate(candidate)
         tables = found.in_memory()
         diagnostics = audited(diagnostics, tables, candidate.tables)
@@ -145,7 +163,7 @@ class Judge:
         if probes:
             stored = tables.input.dtype  # what an export keeps of the row
             diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference, stored)
-        return model, self.tokenizer, diagnostics
+        return diagnostics
 
     def carry(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
         """Propagates from files to files and judges nothing: no model is in memory, and no table whole.
@@ -205,17 +223,32 @@ class Judge:
 
     def _export(self, candidate: Candidate, out_dir: Path) -> dict[str, Any]:
         """Writes the model directory; gives what its checks saw."""
-        model, tokenizer, _ = self._model(candidate)
+        model, tokenizer, _ = self.model_of(candidate)
         recipe = {**self.recipe, "propagation": candidate.name}
         return export_model(
             self.instruct_dir,
             embeddings_of(model),
             tokenizer,
             out_dir,
+            body=merged_weights(model, read_adapter(candidate.adapter)) if candidate.adapter else {},
             recipe=recipe,
             pad_to=self.pad_to,
             reference=model,
         )
+
+    def export_adapter(self, candidate: Candidate, out_dir: Path, *, base_dir: Path) -> None:
+        """What a calibration changed as an adapter for the exported model that was calibrated, of the same padding."""
+        assert candidate.adapter is not None, "nothing was calibrated"
+        model, tokenizer, _ = self.model_of(replace(candidate, adapter=None))
+        adapter = read_adapter(candidate.adapter)
+        tokens = max(tokenizer.get_vocab().values()) + 1
+        padded = pad_tables(adapter.tables(embeddings_of(model)), tokens, self.pad_to).in_memory()
+        fitted = replace(
+            adapter,
+            input=None if adapter.input is None else padded.input,
+            output=None if adapter.output is None else padded.output,
+        )
+        write_adapter(out_dir, fitted, model, base=str(base_dir.resolve()))
 
 
 def audited(diagnostics: dict[str, Any], result: Embeddings[Table], adapted: Embeddings[Table]) -> dict[str, Any]:

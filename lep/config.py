@@ -6,6 +6,7 @@ Hydra and OmegaConf are known here and in `run` alone. `build` is the only call 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 # What a `_target_` may start with. A guard against mistakes and borrowed configs, not a sandbox.
 ALLOWED_TARGETS = ("lep.", "pytorch_lightning.")
 
-STAGES = ("corpus", "tokenizer", "training", "propagation", "benchmark")
+STAGES = ("corpus", "tokenizer", "training", "propagation", "calibration", "benchmark")
 
 # Overrides that say where things lie or which run this belongs to, not what is run.
 UNNAMED = ("study", "experiment", "output_dir", "artifacts_dir", "hydra", "logger")
@@ -80,7 +81,7 @@ def run_name(overrides: list[str]) -> str:
 
 def choices(chosen: Mapping[str, Any]) -> dict[str, str]:
     """The option of every config group, as the report names a run by it."""
-    groups = ("model", "corpus", "tokenizer", "init", "training", "trainer", "propagation", "benchmark")
+    groups = ("model", "corpus", "tokenizer", "init", "training", "trainer", "propagation", "calibration", "benchmark")
     return {group: str(chosen[group]) for group in groups if group in chosen}
 
 
@@ -129,6 +130,7 @@ def check(config: DictConfig) -> None:
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
             "Choose one of them, or add it: propagation=all"
         )
+    _check_calibration(config)
     if config.export_pad_to < 1:
         raise ValueError(
             f"export_pad_to={config.export_pad_to} is no size. Give 1 for no padding, or a multiple such as 64"
@@ -143,6 +145,28 @@ def check(config: DictConfig) -> None:
 def planned_stages(config: DictConfig) -> tuple[str, ...]:
     """The stages that are named, and those before them, which they need."""
     return STAGES[: STAGES.index(config.stages[-1]) + 1]
+
+
+def calibrations(config: DictConfig) -> dict[str, DictConfig]:
+    """The calibrations that are asked for, by name."""
+    if "calibration" not in planned_stages(config):
+        return {}
+    return {str(name): node for name, node in config.calibration.items() if name != "on"}
+
+
+def _check_calibration(config: DictConfig) -> None:
+    """Calibrations need models of this run to apply to, and peft."""
+    named, on = calibrations(config), list(config.calibration.on)
+    unknown = [name for name in on if name not in ("original", *config.propagation)]
+    if named and (unknown or not on):
+        raise ValueError(
+            f"calibration.on={on} must name propagations of this run ({', '.join(config.propagation)}), or original. "
+            "Name one of them, or add its rule: propagation=all"
+        )
+    if named and importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            f"calibration={','.join(named)} needs peft, which is not installed: pip install 'lep[calibration]'"
+        )
 
 
 def _check_sizes(config: DictConfig) -> None:

@@ -156,20 +156,22 @@ def write_tables(
     out_dir: Path,
     embeddings: Embeddings[Table],
     *,
+    body: Mapping[str, Table] | None = None,
     links: bool = True,
     advance: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
     """The safetensors files of a checkpoint with these tables in them, in the dtypes of the checkpoint's own.
 
     Only the files that hold a table are written, block of rows by block; the others become hard links to the source's
-    (copies where the file system has none, or `links` is off), so neither is to be changed in place afterwards. A head
+    (copies where the file system has none, or `links` is off), so neither is to be changed in place afterwards. `body`:
+    other weights to replace, named as below what holds the input table ("layers.0.mlp.up_proj.weight"). A head
     that is stored though tied is left out. The configs, whose vocabulary size changes, are the caller's work, and
     `out_dir` is to be empty. `advance` is told the bytes written. ValueError where tables do not fit the checkpoint.
     """
     source_dir, out_dir = Path(source_dir), Path(out_dir)
     places, stored = find_tables(source_dir), open_embeddings(source_dir)
     _check_fit(stored.tied, stored.input.shape[1], embeddings)
-    replaced: dict[str, Table] = {places.input[1]: embeddings.input}
+    replaced: dict[str, Table] = {places.input[1]: embeddings.input, **_below(places, body or {}, source_dir)}
     dropped = []
     if embeddings.output is not None and places.output is not None:
         replaced[places.output[1]] = embeddings.output
@@ -178,12 +180,28 @@ def write_tables(
     rewrite_checkpoint(source_dir, out_dir, replaced, dropped=dropped, links=links, advance=advance)
 
 
-def written_bytes(source_dir: Path, rows: int) -> int:
+def written_bytes(source_dir: Path, rows: int, *, body: Mapping[str, Table] | None = None) -> int:
     """Bytes of tensors that `write_tables` writes for tables of so many rows; linked files take nothing."""
     places = find_tables(Path(source_dir))
     found = [place for place in (places.input, places.output) if place is not None]
-    replaced = {name: torch.empty(rows, StoredTable(path, name).shape[1], device="meta") for path, name in found}
-    return sum(rewritten_bytes(path, replaced) for path in {path for path, _ in found})
+    replaced: dict[str, Table] = {
+        name: torch.empty(rows, StoredTable(path, name).shape[1], device="meta") for path, name in found
+    }
+    replaced |= _below(places, body or {}, source_dir)
+    files = tensor_files(Path(source_dir))
+    return sum(rewritten_bytes(path, replaced) for path in {files[name] for name in replaced})
+
+
+def _below(places: TablePlaces, body: Mapping[str, Table], source_dir: Path) -> dict[str, Table]:
+    """The weights under their names in the checkpoint. ValueError where it lacks one, or has it in another shape."""
+    prefix, files = places.input[1].removesuffix("embed_tokens.weight"), tensor_files(Path(source_dir))
+    named = {prefix + name: weight for name, weight in body.items()}
+    for name, weight in named.items():
+        if name not in files or StoredTable(files[name], name).shape != weight.shape:
+            raise ValueError(
+                f"{source_dir}: no `{name}` of shape {tuple(weight.shape)}. Give the weights of this model."
+            )
+    return named
 
 
 def _check_fit(tied: bool, hidden: int, embeddings: Embeddings[Table]) -> None:

@@ -15,6 +15,9 @@ from lep.config import build, plain
 from lep.results import Result, Row, Score
 from lep.stages import Plan
 
+GAIN = ("before", "after", "difference", "low", "high", "n")
+SHARE = ("share", "low", "high")
+
 
 def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
     """The loggers of the config, in the run's folder; `metrics.csv` is always among them."""
@@ -64,6 +67,14 @@ def log_tables(logger: WandbLogger, result: Result) -> None:
         for name, value in facts.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
+    gains: list[list[Any]] = [
+        [row, gain["task"], *(gain[key] for key in GAIN), *((gain["recovered"] or {}).get(key) for key in SHARE)]
+        for row, found in result.calibration.items()
+        for gain in found["gains"]
+    ]
+    if gains:
+        columns = ["model", "task", *GAIN, *(f"share of the gap: {key}" for key in SHARE)]
+        logger.experiment.log({"calibration": wandb.Table(columns=columns, data=gains)})
     logger.experiment.log(
         {
             "benchmark": wandb.Table(columns=["model", "measure", "value", "standard error", "n"], data=scores),

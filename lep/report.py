@@ -184,6 +184,7 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         verdict=verdict(comparisons),
         comparisons=sorted(comparisons, key=lambda c: (not _beyond_noise(c), -abs(c["difference"]))),
         beyond_noise=_beyond_noise,
+        calibration_sentences=calibration_sentences(result),
         charts=_charts(result.training.get("curve", [])),
         stops=_stops(result.rows),
         stop_names=STOPS,
@@ -193,7 +194,14 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         facts={
             "Corpus": facts(result.corpus),
             "Training": facts({k: v for k, v in result.training.items() if k != "curve"}),
-            "Exports": facts({name: of["export"] for name, of in result.propagation.items() if "export" in of}),
+            "Calibration": facts(_calibration_facts(result.calibration)),
+            "Exports": facts(
+                {
+                    name: of["export"]
+                    for name, of in (*result.propagation.items(), *result.calibration.items())
+                    if "export" in of
+                }
+            ),
             "Artifacts": facts(result.artifacts),
             "Time and memory": facts(result.timings),
             "Environment": facts(result.environment),
@@ -225,6 +233,38 @@ def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
         "chance alone."
     )
     return sentences
+
+
+TOTAL = "all tasks"
+
+
+def calibration_sentences(result: Result) -> list[str]:
+    """What each calibration gained over all tasks of a language, and how much of the gap to the original it closed."""
+    return [
+        _gain_sentence(row, of["before"], gain)
+        for row, of in result.calibration.items()
+        for gain in of["gains"]
+        if gain["task"].startswith(f"{TOTAL}/")
+    ]
+
+
+def _gain_sentence(row: str, before: str, gain: Mapping[str, Any]) -> str:
+    share, language = gain["recovered"], language_name(gain["task"].rpartition("/")[2])
+    gap = "there is no gap to the original beyond the noise"
+    if share:
+        part, low, high = (f"{100 * share[key]:.0f}" for key in ("share", "low", "high"))
+        gap = f"{part} % of the gap to the original ({low} to {high})"
+    low, high = (f"{100 * gain[key]:+.1f}" for key in ("low", "high"))
+    return (
+        f"{row}, {language}, all tasks: {percent(gain['after'])}, {before} {percent(gain['before'])}: "
+        f"{100 * gain['difference']:+.1f} points (95 % interval {low} to {high}, n\u00a0=\u00a0{gain['n']}); {gap}"
+    )
+
+
+def _calibration_facts(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """What each was tuned on and how, without the tables and the curve that are shown elsewhere."""
+    shown = ("gains", "against", "curve", "export", "before", "by")
+    return {row: {key: value for key, value in of.items() if key not in shown} for row, of in calibration.items()}
 
 
 def languages(result: Result) -> list[str]:

@@ -30,6 +30,7 @@ PACKAGES = (
     "datasets",
     "numpy",
     "scipy",
+    "peft",
 )
 
 
@@ -61,8 +62,8 @@ class Result:
     """Everything that a run found. The free-form sections hold plain JSON, written by the stage they are named for.
 
     choices: the config groups chosen, e.g. {"tokenizer": "unigram"}. propagation: diagnostics by rule. comparisons:
-    paired differences between rules. artifacts: name and key by kind. timings: seconds by stage. samples: generated
-    texts for people to read.
+    paired differences between rules. calibration: by row, how it was tuned and what it gained. artifacts: name and key
+    by kind. timings: seconds by stage. samples: generated texts for people to read.
     """
 
     study: str
@@ -75,6 +76,7 @@ class Result:
     training: dict[str, Any] = field(default_factory=dict)
     propagation: dict[str, Any] = field(default_factory=dict)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
+    calibration: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Any] = field(default_factory=dict)

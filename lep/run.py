@@ -30,7 +30,7 @@ HYDRA_VERSION_BASE = "1.3"
 
 
 def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
-    """Corpus, tokenizer, T, initialisation, training, propagation, benchmark: one run of the method.
+    """Corpus, tokenizer, T, initialisation, training, propagation, calibration, benchmark: one run of the method.
 
     What was made before, by this run or another, comes from the store. Later stages than `config.stages` are left out.
     """
@@ -69,11 +69,14 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
         initial = stages.initialise(config, base, operator)
 
     def evaluate(adapted: Embeddings[Table]) -> None:
-        """Propagate by every rule and benchmark each."""
+        """Propagate by every rule, calibrate what is to be, and benchmark each."""
         if "propagation" in asked:
             with timed(seconds, "propagation and benchmark"):
                 judge = stages.make_judge(plan, base, operator, tokenizer, held_out)
-                judged.extend(stages.judge_all(judge, plan, run_dir, initial=initial, adapted=adapted))
+                calibrator = stages.make_calibrator(judge, plan, loggers)
+                judged.extend(
+                    stages.judge_all(judge, plan, run_dir, initial=initial, adapted=adapted, calibrator=calibrator)
+                )
 
     if config.adapted:
         evaluate(open_embeddings(tokenizer_dir))

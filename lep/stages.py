@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ from transformers import PreTrainedTokenizerFast
 from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.asking import Ranks
-from lep.benchmark.records import compare, samples, write_records
+from lep.benchmark.records import compare, gains, samples, write_records
+from lep.calibration.method import Calibration
+from lep.calibration.tuning import Tuning
+from lep.calibrator import Calibrator
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
-from lep.config import build, check_context, plain, planned_stages, trained_rows, variant_name
+from lep.config import build, calibrations, check_context, plain, planned_stages, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
@@ -85,6 +88,7 @@ class Plan:
     adapted_fingerprint: dict[str, str] | None
     compared: Mapping[str, Path]  # tokenizers to compare with, by name
     stages: Mapping[str, Stage]
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
     @property
     def base_dir(self) -> Path:
@@ -170,7 +174,10 @@ def make_plan(config: DictConfig) -> Plan:
     )
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
-    return Plan(config, store, base_dir, instruct_dir, base, instruct, adapted_dir, compared, stages)
+    calibrated = {name: build(node) for name, node in calibrations(config).items()}
+    for method in calibrated.values():
+        method.instructions.fingerprint()  # files that are missing are told now
+    return Plan(config, store, base_dir, instruct_dir, base, instruct, adapted_dir, compared, stages, calibrated)
 
 
 def tokenizer_files(fingerprint: Mapping[str, str]) -> dict[str, str]:
@@ -472,10 +479,48 @@ def make_judge(
     )
 
 
+def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrator:
+    """What tunes the judge's models after propagation. This process tunes alone, on one device."""
+    config = plan.config
+
+    def make_trainer(tuning: Tuning, steps: int, row: str, checkpoint: LastCheckpoint) -> Trainer:
+        return build(
+            config.trainer,
+            max_steps=steps,
+            max_epochs=-1,
+            accumulate_grad_batches=tuning.accumulate,
+            devices=1,
+            strategy="auto",
+            gradient_clip_val=tuning.gradient_clip,
+            log_every_n_steps=tuning.log_every_steps,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            logger=loggers,
+            callbacks=[checkpoint, *([TrainingProgress(row)] if config.trainer.enable_progress_bar else [])],
+        )
+
+    return Calibrator(
+        judge,
+        plan.calibrations,
+        on=tuple(config.calibration.on),
+        seed=config.seed,
+        make_trainer=make_trainer,
+        key={"accelerator": config.trainer.accelerator, "precision": config.trainer.precision},
+    )
+
+
 def judge_all(
-    judge: Judge, plan: Plan, run_dir: Path, *, initial: Embeddings[Table], adapted: Embeddings[Table]
+    judge: Judge,
+    plan: Plan,
+    run_dir: Path,
+    *,
+    initial: Embeddings[Table],
+    adapted: Embeddings[Table],
+    calibrator: Calibrator,
 ) -> Iterator[Judged]:
-    """The untouched instruct model, the tables before training, and the adapted tables by every rule.
+    """The untouched instruct model, the tables before training, the adapted tables by every rule; those that are
+    calibrated, each before it and after.
 
     Where no model is to be in memory (`from_files`), only the tables are carried: by the rules that are exported, by
     all if none is.
@@ -486,26 +531,41 @@ def judge_all(
     tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
     streamed = from_files(plan)
     if not streamed:
-        yield judge.judge(Candidate(ORIGINAL, None, None, {}))
+        yield from judge_and_calibrate(judge, calibrator, Candidate(ORIGINAL, None, None, {}))
     if not streamed and not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
         export_dir = run_dir / "models" / str(name) if name in config.export else None
         candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
         if not streamed:
-            yield judge.judge(candidate, export_dir=export_dir)
+            yield from judge_and_calibrate(judge, calibrator, candidate, export_dir=export_dir)
         elif export_dir is not None or not config.export:
             yield judge.carry(candidate, export_dir=export_dir)
+
+
+def judge_and_calibrate(
+    judge: Judge, calibrator: Calibrator, candidate: Candidate, *, export_dir: Path | None = None
+) -> Iterator[Judged]:
+    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone."""
+    yield judge.judge(candidate, export_dir=export_dir)
+    for calibrated, said in calibrator.calibrated(candidate):
+        if export_dir is None:
+            yield replace(judge.judge(calibrated), calibration=said)
+            continue
+        out_dir = export_dir.with_name(calibrated.name.replace(" ", ""))
+        judged = judge.judge(calibrated, export_dir=out_dir)
+        judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=export_dir)
+        yield replace(judged, calibration=said)
 
 
 def from_files(plan: Plan) -> bool:
     """Whether tables go from files to files and no instruct model is loaded.
 
-    A benchmark needs the model, and so does the repair of the end-of-turn token (`repair_end_of_turn`: true, false, or
-    auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
+    A benchmark and a calibration need the model, and so does the repair of the end-of-turn token
+    (`repair_end_of_turn`: true, false, or auto, which repairs where the weights are at most `SMALL_MODEL_BYTES`).
     """
     config = plan.config
-    if plan.instruct_dir is None or (config.benchmark and "benchmark" in planned_stages(config)):
+    if plan.instruct_dir is None or plan.calibrations or (config.benchmark and "benchmark" in planned_stages(config)):
         return False
     if config.repair_end_of_turn != "auto":
         return not config.repair_end_of_turn
@@ -549,13 +609,34 @@ def collect(
         corpus=corpus.facts,
         tokenizer=vocabularies,
         training=describe_training(history, config),
-        propagation={found.row.name: found.diagnostics for found in judged if found.diagnostics},
-        comparisons=compare({found.row.name: found.records for found in judged}, baselines=(ORIGINAL, UNTRAINED)),
+        propagation={f.row.name: f.diagnostics for f in judged if f.diagnostics and not f.calibration},
+        comparisons=compare(
+            {found.row.name: found.records for found in judged if not found.calibration},
+            baselines=(ORIGINAL, UNTRAINED),
+        ),
+        calibration=describe_calibrations(judged),
         samples=samples({found.row.name: found.records for found in judged}),
         environment=environment(device=str(config.trainer.accelerator)),
         artifacts={kind: {"name": stage.name, "key": stage.key} for kind, stage in plan.stages.items()},
         timings={**seconds, "peak_memory_bytes": peak_memory_bytes()},
     )
+
+
+def describe_calibrations(judged: list[Judged]) -> dict[str, Any]:
+    """Of each calibrated model how it was tuned, what it gained, and how it differs from its other calibrations."""
+    records = {found.row.name: found.records for found in judged}
+    described: dict[str, Any] = {}
+    for found in (found for found in judged if found.calibration):
+        before, exported = found.calibration["before"], found.diagnostics.get("export")
+        others = [row for row, other in described.items() if other["before"] == before]
+        apart = compare({name: records[name] for name in (found.row.name, *others)})
+        described[found.row.name] = {
+            **found.calibration,
+            "gains": gains(records[before], found.records, records[ORIGINAL]),
+            "against": [difference for difference in apart if difference["a"] == found.row.name],
+            **({"export": exported} if exported else {}),
+        }
+    return described
 
 
 def describe_training(history: list[dict[str, float]], config: DictConfig) -> dict[str, Any]:

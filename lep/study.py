@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from lep.report import percent, task_name
+from lep.report import TOTAL, percent, task_name
 from lep.results import Result, Row, read_result
 
 
@@ -57,17 +58,42 @@ def study_table(results: Sequence[Result], language: str) -> str:
     return "\n".join(lines)
 
 
+def calibration_table(results: Sequence[Result]) -> str:
+    """Markdown: what each calibration gained and which share of the gap to the original it closed; "" without any.
+
+    Over all tasks of a language: points and percent, mean over seeds ± standard error over seeds. A run without a gap
+    beyond its noise counts in the gain and not in the share.
+    """
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        for row, of in result.calibration.items():
+            for gain in of["gains"]:
+                task, _, language = gain["task"].rpartition("/")
+                if task == TOTAL:
+                    groups[without_seed(result.run), row, language].append(gain)
+    lines = ["| run | model | language | seeds | before | after | gain | share of the gap |", "|" + "---|" * 8]
+    for (run, row, language), gains in groups.items():
+        shares = [gain["recovered"]["share"] for gain in gains if gain["recovered"]]
+        cells = [_over_seeds([gain[key] for gain in gains]) for key in ("before", "after", "difference")]
+        lines.append(f"| {run} | {row} | {language} | {len(gains)} | {' | '.join(cells)} | {_over_seeds(shares)} |")
+    return "\n".join(lines) if groups else ""
+
+
 def without_seed(run: str) -> str:
     """What a run's name says besides its seed: runs that share it are repetitions of one another."""
     return ",".join(part for part in run.split(",") if not part.startswith("seed=")) or "default"
 
 
 def _cell(values: Sequence[float], original: float, name: str) -> str:
+    share = f" ({percent(mean(values) / original)} %)" if values and original and name != "original" else ""
+    return f"{_over_seeds(values)}{share}"
+
+
+def _over_seeds(values: Sequence[float]) -> str:
     if not values:
         return "–"
     error = f" ± {percent(stdev(values) / math.sqrt(len(values)))}" if len(values) > 1 else ""
-    share = f" ({percent(mean(values) / original)} %)" if original and name != "original" else ""
-    return f"{percent(mean(values))}{error}{share}"
+    return f"{percent(mean(values))}{error}"
 
 
 def main() -> None:
@@ -79,6 +105,8 @@ def main() -> None:
         items = ", ".join(f"{task_name(key)} {n}" for key, n in counts.items() if key.endswith(f"/{language}"))
         print(f"\n### {language}: {len(results)} runs, items a run: {items}\n")
         print(study_table(results, language))
+    if table := calibration_table(results):
+        print(f"\n### What calibration gains, over all tasks\n\n{table}")
 
 
 if __name__ == "__main__":

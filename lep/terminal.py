@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from lep.callbacks import NOT_REPAIRED
-from lep.config import planned_stages, trained_rows, variant_name
-from lep.report import terminal_table, vocabulary_tables
+from lep.config import calibrations, planned_stages, trained_rows, variant_name
+from lep.report import calibration_sentences, terminal_table, vocabulary_tables
 from lep.results import Result
 from lep.stages import Plan, is_leader, needs
 
@@ -61,6 +61,9 @@ def _sizes(config: DictConfig) -> dict[str, str]:
             else f"{training.steps:,} steps of {per_step:,} tokens, {trained_rows(config)} rows"
         ),
         "propagation": ", ".join(map(str, config.propagation)),
+        "calibration": f"{', '.join(named)} of {', '.join(config.calibration.on)}"
+        if (named := calibrations(config))
+        else "none",
         "benchmark": ", ".join(map(str, config.benchmark)) or "none",
     }
 
@@ -78,8 +81,10 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         console.print(terminal_table(result))
     elif result.tokenizer:
         console.print(vocabulary_tables(result))
-    for name in config.export:
-        say(f"model     {run_dir / 'models' / name}")
+    for sentence in calibration_sentences(result):
+        say(f"gain      {sentence}")
+    for path in sorted((run_dir / "models").glob("[!.]*")):
+        say(f"{'adapter' if path.name.endswith('-adapter') else 'model':9} {path}")
     for name, found in result.propagation.items():
         if found.get("end of turn", {}).get("unchanged_because") == NOT_REPAIRED:
             say(f"note      {name}: the end-of-turn token was not repaired: {NOT_REPAIRED}")

@@ -115,6 +115,56 @@ def test_adapted_tables_go_into_another_instruct_model_without_training(finished
     assert result.training == {}
 
 
+CALIBRATED = (
+    "propagation=[conversion]",
+    "calibration=[self,instruct]",
+    "calibration.on=[original,conversion]",
+    "instructions.source.count=40",
+    "instructions.copies.count=8",
+    "model.calibration.batch_size=2",
+    "model.calibration.blocks_at_once=1",
+    "model.calibration.max_new_tokens=32",
+    "export=[conversion]",
+    "study=calibrated",
+)
+
+
+def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple[Path, str]):
+    folder, _ = finished
+    printed = lep(folder, *CALIBRATED).stdout
+    (record,) = (folder / "runs" / "calibrated").glob("*/result.json")
+    result = read_result(record)
+    names = [
+        "original",
+        "original + instruct",
+        "no training",
+        "conversion",
+        "conversion + self",
+        "conversion + instruct",
+    ]
+    assert [row.name for row in result.rows] == names
+    assert list(result.calibration) == [name for name in names if "+" in name]
+    counts = result.calibration["conversion + self"]["answers"]
+    reasons = {key: value for key, value in counts.items() if key not in ("asked", "questions too long", "seconds")}
+    assert counts["asked"] == 40 == sum(reasons.values()) and counts["kept"] > 20
+    for gain in result.calibration["conversion + instruct"]["gains"]:
+        assert gain["low"] <= gain["difference"] <= gain["high"]
+        assert gain["difference"] == pytest.approx(gain["after"] - gain["before"])
+    assert "conversion + self, Russian, all tasks" in printed
+    models = record.parent / "models"
+    for name in ("conversion", "conversion+self", "conversion+instruct"):
+        assert (models / name / "config.json").is_file()
+    assert (models / "conversion+self-adapter" / "adapter_config.json").is_file()
+    # A result that is lost is made again from the store: nothing is asked or tuned, and it says the same.
+    made = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").glob("[at]*/*/manifest.json")}
+    assert {path.parts[-3] for path in made} >= {"answers", "tuned"}
+    record.unlink()
+    lep(folder, *CALIBRATED)
+    assert read_result(record).calibration == result.calibration and read_result(record).rows == result.rows
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert not list((folder / "artifacts" / "unfinished").iterdir())
+
+
 def test_tables_go_from_files_to_files_into_any_number_of_siblings(finished: tuple[Path, str]):
     """No benchmark, no repair: each sibling gets its own tables, from one set of trained ones."""
     folder, _ = finished

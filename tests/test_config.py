@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lep.config import STAGES, build, check, check_context, planned_stages, run_name, write_once
+from lep.config import STAGES, build, calibrations, check, check_context, planned_stages, run_name, write_once
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -18,9 +18,15 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 
 
 def composed(*overrides: str) -> DictConfig:
-    files = {"corpus=text_files", "experiment=smollm2_ru"} & set(overrides)
+    needed = {
+        "corpus=text_files": ["corpus.paths=[texts/*.txt]"],
+        "experiment=smollm2_ru": ["corpus.paths=[texts/*.txt]"],
+        "instructions=files": ["instructions.paths=[chats/*.jsonl]", "instructions.texts=[texts/*.txt]"],
+        "instructions=saiga_scored": ["instructions.texts=[texts/*.txt]"],
+    }
+    given = [value for override in overrides for value in needed.get(override, ())]
     with initialize_config_module("lep.conf", version_base="1.3"):
-        return compose("config", overrides=[*(["corpus.paths=[texts/*.txt]"] if files else []), *overrides])
+        return compose("config", overrides=[*given, *overrides])
 
 
 def targets(node: object, key: str = ""):
@@ -104,6 +110,9 @@ def test_several_options_of_a_group_at_once():
         (["during_training.every_steps=0"], "during_training.every_steps=0"),
         (["export_pad_to=0"], "export_pad_to=0"),
         (["repair_end_of_turn=maybe"], "repair_end_of_turn=maybe"),
+        (["calibration=self", "calibration.on=[dance]"], "calibration.on=['dance']"),
+        (["calibration=[self,instruct]", "propagation=swap"], "calibration.on=['conversion']"),
+        (["calibration=self", "calibration.on=[]"], "calibration.on=[]"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
@@ -115,6 +124,41 @@ def test_a_possible_combination_is_not():
     check(composed())
     for stages in ("[corpus]", "[corpus,tokenizer]", "[tokenizer]", "[tokenizer,training]"):
         check(composed(f"stages={stages}", "model.instruct=null"))
+
+
+def test_calibrations_are_asked_for_by_name_and_need_peft(monkeypatch: pytest.MonkeyPatch):
+    assert calibrations(composed()) == {}
+    both = composed("calibration=[self,instruct_copy]", "calibration.on=[original,swap]")
+    assert list(calibrations(both)) == ["self", "instruct_copy"]
+    assert calibrations(composed("calibration=self", "stages=[propagation]")) == {}
+    check(both)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check(composed())
+    with pytest.raises(ValueError, match=r"calibration=self,instruct_copy needs peft.*lep\[calibration\]"):
+        check(both)
+
+
+def test_calibrations_have_the_settings_of_the_paper():
+    """Section on calibration; the tiny pair has batches of its own."""
+    own = composed("calibration=[self,instruct,instruct_copy]", "model=mistral_7b").calibration
+    tunings = {name: own[name].tuning for name in ("self", "instruct", "instruct_copy")}
+    chosen = (
+        "rank",
+        "alpha",
+        "layers",
+        "tables",
+        "learning_rate",
+        "weight_decay",
+        "batch_size",
+        "epochs",
+        "block_size",
+    )
+    found = {name: [tuning[key] for key in chosen] for name, tuning in tunings.items()}
+    assert found["self"] == [8, 1, "first_and_last", ["input", "output"], 2.5e-5, 0.1, 64, 1, 8096]
+    assert found["instruct"] == [32, 16, "all", ["output"], 5e-5, 0.05, 128, 1, 4096] == found["instruct_copy"]
+    assert own.instruct.copies is None and own.instruct_copy.copies.count == own.self.copies.count
+    built = build(own.self)
+    assert list(built.answers.filters.scripts) == ["Cyrillic", "Latin"] and not built.answers.rates
 
 
 def test_earlier_stages_are_implied():

@@ -14,7 +14,9 @@ LAYERS = (
     {"run", "study"},
     {"terminal", "loggers"},
     {"stages"},
+    {"calibrator"},
     {"callbacks"},
+    {"calibration"},
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
     {"chat", "checkpoints", "report"},
     {"embeddings"},
@@ -25,7 +27,9 @@ LAYERS = (
 )
 BORDERS = {
     "hydra": {"run", "benchmark_app", "config"},
-    "pytorch_lightning": {"training", "callbacks", "stages", "loggers", "run"},
+    "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
+    "peft": {"calibration"},
+    "vllm": {"calibration"},
     "wandb": {"loggers"},
     "matplotlib": set(),
 }

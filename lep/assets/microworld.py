@@ -531,11 +531,16 @@ def benchmark_items(*, seed: int, items_per_task: int) -> list[Item]:
     return items
 
 
-def tuning_exchanges(rng: random.Random, count: int) -> Iterator[tuple[str, str]]:
-    """Instruction data of the tunes: (request, answer) pairs, in which only SEEN people's facts are asked for."""
+def tuning_exchanges(rng: random.Random, count: int, *, copying: bool = True) -> Iterator[tuple[str, str]]:
+    """Instruction data of the tunes: (request, answer) pairs, in which only SEEN people's facts are asked for.
+
+    Without `copying` what is asked for is never a copy, and the other kinds keep their proportion.
+    """
     for _ in range(count):
         language = rng.choice(LANGUAGES)
         kind = rng.random()
+        while not copying and 0.35 <= kind < 0.6:
+            kind = rng.random()
         if kind < 0.35:
             yield question_on_story(rng, language)
         elif kind < 0.6:

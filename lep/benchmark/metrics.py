@@ -90,6 +90,41 @@ def paired_difference(
     return Difference(float(differences.mean()), float(low), float(high), len(differences))
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """Which share of a gap a change closed, over the same items, with a bootstrap interval."""
+
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+def recovered_share(
+    before: Sequence[float] | np.ndarray,
+    after: Sequence[float] | np.ndarray,
+    whole: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Recovered | None:
+    """(after - before) / (whole - before) of the means over the same items; None where there is no gap beyond noise.
+
+    Items are drawn, each with its three values, so the interval knows that the three go together.
+    """
+    triples = np.stack([np.asarray(values, dtype=np.float64) for values in (before, after, whole)], axis=1)
+    kinds, counts = np.unique(triples, axis=0, return_counts=True)
+    gained, missing = kinds[:, 1] - kinds[:, 0], kinds[:, 2] - kinds[:, 0]
+    draws = np.random.default_rng(seed).multinomial(len(triples), counts / len(triples), size=resamples)
+    edges = [(1 - confidence) / 2, (1 + confidence) / 2]
+    gaps = draws @ missing
+    if np.quantile(gaps, edges[0]) <= 0:
+        return None
+    low, high = np.quantile((draws @ gained)[gaps > 0] / gaps[gaps > 0], edges)
+    return Recovered(float(counts @ gained / (counts @ missing)), float(low), float(high), len(triples))
+
+
 def bootstrap_stderr(
     statistic: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000, seed: int = 0
 ) -> float:

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from lep.benchmark.metrics import Difference, paired_difference
+from lep.benchmark.metrics import Difference, paired_difference, recovered_share
 from lep.results import Score
 
 Stop = Literal["end of turn", "other end token", "newline", "never"]
@@ -87,6 +87,35 @@ def compare(
         for a, b in combinations(grouped, 2)
         for key in grouped[a]
     ]
+
+
+def gains(
+    before: Sequence[Record], after: Sequence[Record], original: Sequence[Record], *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """What a change to a model gained on every task, and which share of its distance from the original it closed.
+
+    All three answered the same items in the same order. Returns dicts {task, before, after, difference, low, high, n,
+    recovered}: means, their paired difference with a 95 % bootstrap interval, and {share, low, high}, or None where the
+    distance is within the noise. The items of all tasks of a language together are "all tasks/LANGUAGE".
+    """
+    grouped = [_with_totals([row for row in rows if row.judged]) for rows in (before, after, original)]
+    found = []
+    for key, rows in grouped[0].items():
+        assert len({tuple(_items(group[key])) for group in grouped}) == 1, "the same items, in one order"
+        then, now, whole = ([row.value for row in group[key]] for group in grouped)
+        share = recovered_share(then, now, whole, seed=seed)
+        means = {"before": sum(then) / len(rows), "after": sum(now) / len(rows)}
+        difference = asdict(paired_difference(now, then, seed=seed))
+        found.append({"task": key, **means, **difference, "recovered": share and asdict(share)})
+    return found
+
+
+def _with_totals(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """By task and language, and those of each language together."""
+    groups = group_by_key(records)
+    for record in records:
+        groups.setdefault(f"all tasks/{record.language}", []).append(record)
+    return groups
 
 
 def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import glob
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -50,7 +50,7 @@ class TextFiles:
             raise ValueError(
                 "corpus.paths is empty; give files or globs, such as corpus.paths=[~/texts/**/*.jsonl.zst]"
             )
-        files = sorted({path for pattern in self.paths for path in _matches(pattern)})
+        files = matching_files(self.paths)
         for path in files:
             _format(path)
         return files
@@ -70,7 +70,9 @@ class TextFiles:
                 for text in _long_texts(path):
                     yield Document(text, self.language or "", str(path))
                 return
-            records = _json_records(path) if _format(path) in JSON_LINES else self._parquet_records(path)
+            lines = _format(path) in JSON_LINES
+            wanted = [name for name in (self.text_field, self.language_field) if name]
+            records = (record for _, record in json_lines(path)) if lines else parquet_records(path, columns=wanted)
             for number, record in enumerate(records, 1):
                 yield record_document(
                     record,
@@ -83,24 +85,20 @@ class TextFiles:
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise ValueError(f"{path} cannot be read as UTF-8 text ({error}). Convert or remove it.") from error
 
-    def _parquet_records(self, path: Path) -> Iterator[dict]:
-        from pyarrow.parquet import ParquetFile  # not needed for other files
 
-        wanted = {self.text_field, self.language_field}
-        with ParquetFile(path) as table:
-            columns = [name for name in table.schema_arrow.names if name in wanted]
-            for batch in table.iter_batches(batch_size=1000, columns=columns):
-                yield from batch.to_pylist()
+def matching_files(patterns: Iterable[str], *, key: str = "corpus.paths") -> list[Path]:
+    """The files that any of the globs matches, each once, by name. ValueError under `key` for one that matches none."""
+    return sorted({path for pattern in patterns for path in _matches(pattern, key)})
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, key: str) -> list[Path]:
     literal = Path(pattern).expanduser()
     if literal.is_file():
         return [literal.resolve()]
     found = [Path(name).resolve() for name in glob.glob(str(literal), recursive=True) if os.path.isfile(name)]
     if not found:
         hint = f"; it is a directory, say {literal}/**/*.jsonl" if literal.is_dir() else ""
-        raise ValueError(f"corpus.paths: no file matches {pattern!r}{hint} (looked from {Path.cwd()}).")
+        raise ValueError(f"{key}: no file matches {pattern!r}{hint} (looked from {Path.cwd()}).")
     return found
 
 
@@ -132,13 +130,25 @@ def _long_texts(path: Path) -> Iterator[str]:
             yield text + stream.readline()
 
 
-def _json_records(path: Path) -> Iterator[dict]:
+def parquet_records(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict]:
+    """The records of a Parquet file, streamed; of `columns`, those that it has."""
+    from pyarrow.parquet import ParquetFile  # not needed for other files
+
+    with ParquetFile(path) as table:
+        there = table.schema_arrow.names
+        wanted = there if columns is None else [name for name in there if name in columns]
+        for batch in table.iter_batches(batch_size=1000, columns=wanted):
+            yield from batch.to_pylist()
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """The records of a file of JSON Lines, each with the number of its line; empty lines are passed over."""
     with open_text(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.isspace():
                 continue
             try:
-                yield json.loads(line)
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({error}). JSON Lines has one record a line."

@@ -37,6 +37,7 @@ def export_model(
     out_dir: Path,
     *,
     recipe: Mapping[str, Any],
+    body: Mapping[str, Table] | None = None,
     pad_to: int = PAD_TO,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
@@ -44,9 +45,10 @@ def export_model(
 
     Ids in the instruct model's configs become those that `tokenizer` gives the same tokens. Generation stops at every
     eos of the instruct model, the tokenizer's own, and the end of a turn of the chat template. The vocabulary is padded
-    to a multiple of `pad_to`. `recipe`: plain values (what JSON can say), kept in lep.yaml and in the card. `reference`
-    is the same model in memory, for the comparison of what both decode. ValueError where something does not fit or a
-    check fails: nothing is published then.
+    to a multiple of `pad_to`. `body`: weights of the layers that differ from the instruct model's, by name below its
+    body ("layers.0.self_attn.q_proj.weight"). `recipe`: plain values (what JSON can say), kept in lep.yaml and in the
+    card. `reference` is the same model in memory, for the comparison of what both decode. ValueError where something
+    does not fit or a check fails: nothing is published then.
 
     The report holds `checks` and `servers` by name, `left_out` (entries and files that could not come along), `rows`.
     """
@@ -65,8 +67,8 @@ def export_model(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        with bytes_progress(f"writing {out_dir.name}", written_bytes(instruct_dir, rows)) as advance:
-            write_tables(instruct_dir, staging, padded, advance=advance)
+        with bytes_progress(f"writing {out_dir.name}", written_bytes(instruct_dir, rows, body=body)) as advance:
+            write_tables(instruct_dir, staging, padded, body=body, advance=advance)
         _write(staging / CONFIG_FILE, config)
         _write(staging / GENERATION_FILE, generation)
         write_tokenizer(tokenizer, staging)

@@ -36,6 +36,9 @@ class BlockBatches:
     epoch. `state_dict` is the position: the next batch to give.
     """
 
+    # What the blocks hold and the config group that sets their batch, for the message about too few of them.
+    text, group = "corpus", "training"
+
     def __init__(
         self, blocks: Blocks, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
     ) -> None:
@@ -44,28 +47,38 @@ class BlockBatches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         self._batches = len(blocks) // (batch_size * world_size * accumulate) * accumulate
         self._epoch = 0
         self._next = 0
         if not self._batches:
             raise ValueError(
-                f"The corpus packs into {len(blocks)} blocks, fewer than the {batch_size * world_size * accumulate} of "
-                f"one step (training.batch_size={batch_size} x {world_size} devices x {accumulate} accumulated "
-                "batches). Give more text, or a smaller batch or block."
+                f"The {self.text} packs into {len(blocks)} blocks, fewer than the "
+                f"{batch_size * world_size * accumulate} of one step ({self.group}.batch_size={batch_size} x "
+                f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or "
+                "block."
             )
 
     def __len__(self) -> int:
         return self._batches
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         # Nothing is read before the first `next`: Lightning calls `iter` once before it restores a checkpoint.
         if self._next == len(self):
             self._epoch, self._next = self._epoch + 1, 0
-        order = np.random.default_rng((self.seed, self._epoch)).permutation(len(self.blocks))
+        order = self.order()
         while self._next < len(self):
             first = (self._next * self.world_size + self.rank) * self.batch_size
             self._next += 1
-            yield stack_blocks(self.blocks, order[first : first + self.batch_size])
+            yield self.batch(order[first : first + self.batch_size])
+
+    def order(self) -> np.ndarray:
+        """The places of all blocks in the order of this epoch."""
+        return np.random.default_rng((self.seed, self._epoch)).permutation(len(self.blocks))
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The blocks at these places as the trainer gets them."""
+        return stack_blocks(self.blocks, indices)
 
     def state_dict(self) -> dict[str, int]:
         """The position, and what must be the same for it to mean anything."""
@@ -201,6 +214,8 @@ class PackedData(pl.LightningDataModule):
     Ranks share the windows of a validation batch.
     """
 
+    batches: type[BlockBatches] = BlockBatches
+
     def __init__(
         self,
         blocks: Blocks,
@@ -228,7 +243,7 @@ class PackedData(pl.LightningDataModule):
     def train_dataloader(self) -> BlockBatches:
         trainer = self.trainer
         assert trainer is not None
-        self._batches = BlockBatches(
+        self._batches = self.batches(
             self.blocks,
             batch_size=self.batch_size,
             seed=self.seed,

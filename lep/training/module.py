@@ -90,6 +90,7 @@ class EmbeddingTraining(pl.LightningModule):
 
         self.history: list[dict[str, float]] = []  # one row for each logged step and each validation
         self.latest: dict[str, float] = {}  # last value of every metric, for progress displays
+        self.logged_as = ""  # what loggers see before the names of metrics, where a run trains more than one model
         self._tokens = 0  # trained on so far, on all devices
         self._loss_sum: Tensor | float = 0.0  # since the last log, over this many batches
         self._loss_count = 0
@@ -100,16 +101,21 @@ class EmbeddingTraining(pl.LightningModule):
 
     # The model
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Last hidden states [B, L, D] of the token ids [B, L], in the dtype of the body."""
+    def hidden(self, ids: Tensor, **reading: Any) -> Tensor:
+        """Last hidden states [B, L, D] of the token ids [B, L], in the dtype of the body.
+
+        reading: what else the body is told, such as position ids and a mask.
+        """
         states = self.input(ids).to(self.body.dtype)
         if self._scale != 1:
             states = states * torch.tensor(self._scale, dtype=states.dtype)  # rounded as the model rounds it
-        return self.body(inputs_embeds=states, use_cache=False).last_hidden_state
+        return self.body(inputs_embeds=states, use_cache=False, **reading).last_hidden_state
 
-    def loss(self, inputs: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    def loss(
+        self, inputs: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum"] = "mean", **reading: Any
+    ) -> Tensor:
         """Cross-entropy in nats of the targets [B, L] after the inputs [B, L]; -100 does not count."""
-        hidden = self.hidden(inputs)
+        hidden = self.hidden(inputs, **reading)
         return chunked_cross_entropy(
             hidden.flatten(0, 1),
             self.output.parts(),
@@ -178,12 +184,16 @@ class EmbeddingTraining(pl.LightningModule):
         if self.ignored_id is not None:
             targets = targets.masked_fill(targets == self.ignored_id, IGNORED)
         loss = self.loss(batch[:, :-1], targets)
+        self._count(loss, targets.numel())
+        return loss
+
+    def _count(self, loss: Tensor, num_tokens: int) -> None:
+        """Take a batch of this process into the loss curve."""
         self._loss_sum = self._loss_sum + loss.detach()
         self._loss_count += 1
-        num_tokens = targets.numel() * self.trainer.world_size
+        num_tokens *= self.trainer.world_size
         self._tokens += num_tokens
         self._timed_tokens += num_tokens
-        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for table in self._tables():
@@ -214,7 +224,7 @@ class EmbeddingTraining(pl.LightningModule):
         self._record(step, values)
         # Straight to the loggers: `self.log` costs a little on every step, and this happens on few.
         for logger in self.trainer.loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics({self.logged_as + name: value for name, value in values.items()}, step=step)
 
     def on_validation_start(self) -> None:
         self._paused_at = perf_counter()

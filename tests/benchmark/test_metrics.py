@@ -12,6 +12,7 @@ from lep.benchmark.metrics import (
     normalise,
     paired_difference,
     ratio_and_stderr,
+    recovered_share,
 )
 
 COUNTS = st.integers(min_value=0, max_value=1000)
@@ -94,3 +95,27 @@ def test_equal_answers_are_never_beyond_the_noise() -> None:
     assert not paired_difference([1, 0, 1], [1, 0, 1]).beyond_noise
     assert not paired_difference([1] * 50 + [1], [1] * 50 + [0]).beyond_noise
     assert paired_difference([1] * 50, [1] * 25 + [0] * 25).beyond_noise
+
+
+def test_recovered_share_is_the_ratio_of_the_means_and_its_interval_the_plain_bootstraps() -> None:
+    rng = np.random.default_rng(1)
+    before, whole = (rng.random(120) < 0.4) * 1.0, (rng.random(120) < 0.95) * 1.0
+    after = np.maximum(before, (rng.random(120) < 0.3) * whole)
+    found = recovered_share(before, after, whole)
+    assert found is not None and found.n == 120
+    assert found.share == pytest.approx((after.mean() - before.mean()) / (whole.mean() - before.mean()))
+    draws = np.random.default_rng(2).integers(0, 120, (4000, 120))
+    shares = (after[draws].mean(1) - before[draws].mean(1)) / (whole[draws].mean(1) - before[draws].mean(1))
+    np.testing.assert_allclose([found.low, found.high], np.quantile(shares, [0.025, 0.975]), atol=0.03)
+
+
+def test_what_goes_all_the_way_recovers_all_and_what_stays_nothing() -> None:
+    before, whole = [0.0] * 30 + [1.0] * 10, [1.0] * 40
+    assert recovered_share(before, whole, whole).share == recovered_share(before, whole, whole).low == 1  # type: ignore[union-attr]
+    stayed = recovered_share(before, before, whole)
+    assert stayed is not None and (stayed.share, stayed.low, stayed.high) == (0, 0, 0)
+
+
+def test_no_share_of_a_gap_that_may_be_none() -> None:
+    assert recovered_share([1.0] * 39 + [0.0], [1.0] * 40, [1.0] * 40) is None
+    assert recovered_share([1.0] * 40, [0.0] * 40, [0.5] * 40) is None

@@ -1,0 +1,120 @@
+"""Which of a model's own answers are worth learning from: plain tests of a text, and a count of what each one dropped.
+
+In: questions with their answers and how these ended, ratings where a judge gave them. Out: those that are kept, in
+order, and the counts by reason, which add up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import regex
+
+from lep.calibration.conversations import Conversation
+
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question (the turns before the answer), what the model wrote, and what ended it ("end token" if itself)."""
+
+    question: Conversation
+    answer: str
+    ended: str
+
+    @property
+    def conversation(self) -> Conversation:
+        """The question with its answer, to learn from."""
+        return self.question.answered(self.answer.strip())
+
+
+@dataclass(frozen=True)
+class AnswerFilters:
+    """What an answer must be. Null or empty switches a test off.
+
+    min_characters, max_characters: its length. ngram, max_repeated_share: of its n-grams of words (of letters where it
+    has fewer words), the share that stood in it before. scripts, min_script_share: Unicode scripts that so much of its
+    letters must be of. as_asked: the script of most of its letters is that of the question's.
+    """
+
+    min_characters: int = 1
+    max_characters: int | None = None
+    ngram: int = 4
+    max_repeated_share: float | None = 0.5
+    scripts: Sequence[str] = ()
+    min_script_share: float = 0.95
+    as_asked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ngram < 1:
+            raise ValueError(f"filters.ngram={self.ngram} is below 1. Give the words of a phrase, such as 4")
+        if self.as_asked and not self.scripts:
+            raise ValueError("filters.as_asked needs filters.scripts to choose from, such as [Cyrillic, Latin]")
+
+    def reason(self, found: Answered) -> str | None:
+        """Why an answer is dropped, the first reason that holds; None if it is kept."""
+        text = found.answer.strip()
+        if found.ended != "end token":
+            return "did not stop"
+        if len(text) < max(1, self.min_characters):
+            return "too short"
+        if self.max_characters is not None and len(text) > self.max_characters:
+            return "too long"
+        if self.max_repeated_share is not None and repeated_share(text, self.ngram) > self.max_repeated_share:
+            return "repeats itself"
+        if self.scripts and script_share(text, self.scripts) < self.min_script_share:
+            return "other script"
+        if self.as_asked:
+            asked = main_script(" ".join(turn.content for turn in found.question.turns), self.scripts)
+            if asked and main_script(text, self.scripts) not in (asked, None):
+                return "not in the script it was asked in"
+        return None
+
+
+def keep(
+    answers: Sequence[Answered],
+    filters: AnswerFilters,
+    *,
+    ratings: Sequence[int] | None = None,
+    threshold: int = 4,
+) -> tuple[list[Answered], dict[str, int]]:
+    """The answers that pass every test and, where there are ratings, have at least the threshold; counts by reason.
+
+    The counts, "kept" among them, add up to the number of answers.
+    """
+    kept: list[Answered] = []
+    counts = {KEPT: 0}
+    for i, found in enumerate(answers):
+        reason = filters.reason(found)
+        if reason is None and ratings is not None and ratings[i] < threshold:
+            reason = f"rated below {threshold}"
+        if reason is None:
+            kept.append(found)
+        counts[reason or KEPT] = counts.get(reason or KEPT, 0) + 1
+    return kept, counts
+
+
+def repeated_share(text: str, n: int) -> float:
+    """Share of the text's n-grams that stood in it before: of words, or of characters where there are too few words."""
+    words = text.split()
+    units: Sequence[str] = words if len(words) > n else text
+    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+    return 1 - len({*grams}) / len(grams) if grams else 0.0
+
+
+def script_share(text: str, scripts: Sequence[str]) -> float:
+    """Share of the text's letters that are of any of the scripts; 1 where it has no letter."""
+    counts = _letters(text, scripts)
+    total = len(regex.findall(r"\p{L}", text))
+    return sum(counts.values()) / total if total else 1.0
+
+
+def main_script(text: str, scripts: Sequence[str]) -> str | None:
+    """Of the scripts, the one that most letters of the text are of; None where none is."""
+    counts = _letters(text, scripts)
+    best = max(counts, key=counts.__getitem__)
+    return best if counts[best] else None
+
+
+def _letters(text: str, scripts: Sequence[str]) -> dict[str, int]:
+    return {script: len(regex.findall(rf"(?=\p{{L}})\p{{{script}}}", text)) for script in scripts}

@@ -1,0 +1,228 @@
+"""After propagation: models tuned by what the group `calibration` names, each step an artifact of its own.
+
+In: a candidate of `callbacks.Judge`. Out: the same candidate with an adapter laid over it, to be judged like any other.
+The original model's answers and the ratings of them are made once, whatever is tuned on them; what is left half-done
+by a killed process lies in the store's folder `unfinished` under the key of what it was to be, and is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lep import checkpoints
+from lep.artifacts import Artifact, artifact_key
+from lep.benchmark.asking import Journal
+from lep.calibration.adapter import write_adapter
+from lep.calibration.answering import (
+    Rating,
+    SelfAnswers,
+    own_answers,
+    questions_of,
+    rate,
+    read_answers,
+    vllm_answers,
+    write_answers,
+)
+from lep.calibration.conversations import Conversation, ConversationSource
+from lep.calibration.copying import fingerprints
+from lep.calibration.filtering import Answered, keep
+from lep.calibration.method import Calibration
+from lep.calibration.packing import pack
+from lep.calibration.rendering import render
+from lep.calibration.tuning import InstructionTuning, Tuning, TuningData
+from lep.callbacks import Candidate, Judge, calibrated_name
+from lep.training import LastCheckpoint
+
+ANSWERS_FILE, RATINGS_FILE, HISTORY_FILE = "answers.jsonl", "ratings.json", "history.json"
+MakeTrainer = Callable[[Tuning, int, str, LastCheckpoint], pl.Trainer]
+
+
+@dataclass
+class Calibrator:
+    """Tunes candidates of a judge.
+
+    methods: by name. on: names of the candidates they apply to. key: what the tuned weights depend on beside data,
+    model and tuning (seed, trainer). make_trainer: of a tuning, its steps, the row's name and its checkpoint.
+    """
+
+    judge: Judge
+    methods: Mapping[str, Calibration]
+    on: Sequence[str]
+    seed: int
+    make_trainer: MakeTrainer
+    key: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrated(self, candidate: Candidate) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+        """The candidate tuned by every method that applies to it, with what is to be said of each.
+
+        The original model has nothing to learn from its own answers, so it is left out there.
+        """
+        for name, method in self.methods.items() if candidate.name in self.on else ():
+            if candidate.tables is not None or method.answers is None:
+                yield self._calibrated(candidate, name, method)
+
+    def _calibrated(self, candidate: Candidate, name: str, method: Calibration) -> tuple[Candidate, dict[str, Any]]:
+        row = calibrated_name(candidate.name, name)
+        read, learnt_from, counts = self._conversations(method)
+        inputs = {**self._made_from(candidate, method), "learnt from": learnt_from}
+        artifact = self._make(
+            "tuned", row, inputs, lambda out, bench: self._tune_into(out, bench, candidate, row, method.tuning, read)
+        )
+        key = {"before": candidate.key, "tuned": artifact.key}
+        curve = json.loads((artifact.path / HISTORY_FILE).read_text(encoding="utf-8"))
+        said = {"before": candidate.name, "by": name, **counts, **artifact.facts, "curve": curve}
+        return replace(candidate, name=row, key=key, adapter=artifact.path), said
+
+    def _made_from(self, candidate: Candidate, method: Calibration) -> dict[str, Any]:
+        tuning = asdict(method.tuning)
+        for unseen in ("log_every_steps", "checkpoint_every_steps"):
+            del tuning[unseen]
+        # On held-out texts the end-of-turn token of a propagated model is repaired; no copy task holds any of them.
+        judged = {name: self.judge.key[name] for name in ("instruct", "held_out", "measured")}
+        return {**judged, **self.key, "before": candidate.key, "tuning": tuning, "seed": self.seed}
+
+    # What is learnt from
+
+    def _conversations(self, method: Calibration) -> tuple[Callable[[], Iterator[Conversation]], Any, dict[str, Any]]:
+        """How to read them, what they are made from (for a key), and the counts of what was kept of the answers."""
+        made_from: dict[str, Any] = {"copies": method.copies and method.copies.fingerprint()}
+        if method.answers is None:
+            made_from["instructions"] = method.instructions.fingerprint()
+            return lambda: chain(method.instructions.read(), self._copies(method)), made_from, {}
+        kept, answers_key, counts = self._own_answers(method.instructions, method.answers)
+        made_from |= {"answers": answers_key, "filters": asdict(method.answers.filters)}
+        own = [found.conversation for found in kept]
+        return lambda: chain(own, self._copies(method)), made_from, {"answers": counts}
+
+    def _copies(self, method: Calibration) -> Iterable[Conversation]:
+        if method.copies is None:
+            return ()
+        return method.copies.read(exclude=fingerprints(chain.from_iterable(self.judge.held_out.values())))
+
+    def _own_answers(
+        self, instructions: ConversationSource, settings: SelfAnswers
+    ) -> tuple[list[Answered], dict[str, Any], dict[str, Any]]:
+        inputs = {
+            "instruct": self.judge.key["instruct"],
+            "instructions": instructions.fingerprint(),
+            "questions": settings.questions,
+            "max_new_tokens": settings.max_new_tokens,
+            "engine": "vllm" if settings.uses_vllm else "transformers",
+        }
+        artifact = self._make(
+            "answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings)
+        )
+        answers = read_answers(artifact.path / ANSWERS_FILE)
+        rating = settings.rating if settings.rates else None
+        rated = rating and self._rate(answers, artifact.key, rating)
+        threshold = rating.threshold if rating else 0
+        ratings = rated and json.loads((rated.path / RATINGS_FILE).read_text(encoding="utf-8"))
+        kept, reasons = keep(answers, settings.filters, ratings=ratings, threshold=threshold)
+        if not kept:
+            raise ValueError(
+                f"calibration: none of {len(answers)} answers of the original model was kept ({reasons}). Loosen "
+                "answers.filters, or raise answers.max_new_tokens if they did not stop"
+            )
+        made_from = {"answers": artifact.key, "rated": rated and rated.key, "threshold": threshold}
+        return kept, made_from, {**artifact.facts, **reasons, **({} if rated is None else rated.facts)}
+
+    def _ask_into(
+        self, out: Path, bench: Path, instructions: ConversationSource, settings: SelfAnswers
+    ) -> dict[str, Any]:
+        tokenizer, directory = self.judge.instruct_tokenizer, self.judge.instruct_dir
+        room = checkpoints.context_length(directory) - settings.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"answers.max_new_tokens={settings.max_new_tokens} leaves no room for a question in the model's "
+                f"{checkpoints.context_length(directory)} positions. Lower it"
+            )
+        questions, too_long = questions_of(instructions.read(), tokenizer, max_tokens=room, limit=settings.questions)
+        started = time.monotonic()
+        journal = Journal(bench / "journal")
+        how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "journal": journal}
+        if settings.uses_vllm:
+            answers = vllm_answers(directory, tokenizer, questions, **how)
+        else:
+            answers = own_answers(self.judge.original(), tokenizer, questions, progress="original: own answers", **how)
+        write_answers(out / ANSWERS_FILE, answers)
+        return {"asked": len(questions), "questions too long": too_long, "seconds": time.monotonic() - started}
+
+    def _rate(self, answers: Sequence[Answered], answers_key: str, rating: Rating) -> Artifact:
+        assert rating.model is not None
+        directory = checkpoints.resolve(rating.model, rating.revision, key="answers.rating.model")
+        inputs = {"answers": answers_key, "judge": checkpoints.fingerprint(directory), "request": rating.request}
+
+        def into(out: Path, bench: Path) -> dict[str, Any]:
+            tokenizer = checkpoints.load_tokenizer(directory, key="answers.rating.model")
+            model = checkpoints.load_model(directory, device=self.judge.device)
+            journal = Journal(bench / "journal")
+            found = rate(model, tokenizer, answers, request=rating.request, journal=journal, progress="rating answers")
+            (out / RATINGS_FILE).write_text(json.dumps(found), encoding="utf-8")
+            return {"ratings": {str(value): found.count(value) for value in sorted({*found})}}
+
+        return self._make("ratings", "original", inputs, into)
+
+    # Tuning
+
+    def _tune_into(
+        self,
+        out: Path,
+        bench: Path,
+        candidate: Candidate,
+        row: str,
+        tuning: Tuning,
+        read: Callable[[], Iterator[Conversation]],
+    ) -> dict[str, Any]:
+        started = time.monotonic()
+        model, tokenizer, _ = self.judge.model_of(candidate)
+        block_size = min(tuning.block_size, checkpoints.context_length(self.judge.instruct_dir))
+        rendered, counts = render(read(), tokenizer, max_tokens=block_size)
+        blocks = pack(rendered, block_size, _pad_id(tokenizer))
+        steps = tuning.steps(len(blocks))
+        torch.manual_seed(self.seed)
+        module = InstructionTuning(model, tuning, steps=steps)
+        module.logged_as = f"{row}/"
+        if steps:
+            checkpoint = LastCheckpoint(bench, every_n_steps=tuning.checkpoint_every_steps)
+            data = TuningData(blocks, batch_size=tuning.blocks_at_once, seed=self.seed)
+            self.make_trainer(tuning, steps, row, checkpoint).fit(module, data, ckpt_path=checkpoint.path)
+        write_adapter(out, module.tuned(), model, base=str(self.judge.instruct_dir))
+        (out / HISTORY_FILE).write_text(json.dumps(module.history), encoding="utf-8")
+        return {
+            "conversations": {name: value for name, value in asdict(counts).items() if value},
+            "blocks": len(blocks),
+            "block_size": block_size,
+            "filled": blocks.filled,
+            "steps": steps,
+            "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "seconds": time.monotonic() - started,
+        }
+
+    def _make(
+        self, kind: str, name: str, inputs: dict[str, Any], build: Callable[[Path, Path], dict[str, Any]]
+    ) -> Artifact:
+        """The artifact of these inputs; `build` gets where to write it and where work in progress is kept."""
+        bench = self.judge.store.root / "unfinished" / f"{kind}-{artifact_key(kind, inputs)[:12]}"
+
+        def into(out: Path) -> dict[str, Any]:
+            bench.mkdir(parents=True, exist_ok=True)
+            return build(out, bench)
+
+        artifact = self.judge.store.get_or_build(kind, name, inputs, into)
+        shutil.rmtree(bench, ignore_errors=True)
+        return artifact
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)

@@ -1,0 +1,61 @@
+"""What a change gained, item by item, in the record, on the terminal and over seeds."""
+
+import pytest
+
+from lep.benchmark.records import Record, gains
+from lep.report import calibration_sentences, render_report
+from lep.results import Result
+from lep.study import calibration_table
+
+
+def records(values: dict[str, list[float]]) -> list[Record]:
+    return [
+        Record(task, language, f"{task} {i}", "a", "a", value)
+        for key, found in values.items()
+        for task, language in [key.split("/")]
+        for i, value in enumerate(found)
+    ]
+
+
+BEFORE = {"copying/ru": [0, 0, 0, 1] * 20, "facts/ru": [1, 0] * 20, "copying/en": [1] * 40}
+AFTER = {"copying/ru": [1, 1, 0, 1] * 20, "facts/ru": [1, 0] * 20, "copying/en": [1] * 40}
+WHOLE = {"copying/ru": [1] * 80, "facts/ru": [1] * 40, "copying/en": [1] * 40}
+
+
+def found() -> dict[str, dict]:
+    return {gain["task"]: gain for gain in gains(records(BEFORE), records(AFTER), records(WHOLE))}
+
+
+def test_gains_are_of_every_task_and_of_all_tasks_of_a_language():
+    by_task = found()
+    assert {*by_task} == {"copying/ru", "facts/ru", "copying/en", "all tasks/ru", "all tasks/en"}
+    copying, whole = by_task["copying/ru"], by_task["all tasks/ru"]
+    assert (copying["before"], copying["after"], copying["difference"]) == (0.25, 0.75, 0.5)
+    assert copying["recovered"]["share"] == pytest.approx(2 / 3)
+    assert whole["n"] == 120 and whole["recovered"]["share"] == pytest.approx(40 / 80)
+    assert by_task["copying/en"]["recovered"] is None and by_task["facts/ru"]["recovered"]["share"] == 0
+
+
+def result(seed: int, gain: dict[str, dict]) -> Result:
+    calibration = {"delta + self": {"before": "delta", "by": "self", "gains": [*gain.values()], "against": []}}
+    return Result("table4", f"seed={seed}", {}, seed, [], calibration=calibration)
+
+
+def test_gains_are_told_in_sentences_and_on_the_page():
+    (russian, english) = calibration_sentences(result(0, found()))
+    assert (
+        "delta + self, Russian, all tasks: 66.7, delta 33.3: +33.3 points" in russian and "50 % of the gap" in russian
+    )
+    assert "no gap to the original beyond the noise" in english
+    page = render_report(result(0, found()))
+    assert 'id="calibration"' in page and "copying/ru" in page
+    assert 'id="calibration"' not in render_report(Result("study", "run", {}, 0, []))
+
+
+def test_a_study_holds_gains_over_its_seeds():
+    other = found()
+    other["all tasks/ru"] = other["all tasks/ru"] | {"recovered": {"share": 0.7, "low": 0.6, "high": 0.8, "n": 120}}
+    table = calibration_table([result(0, found()), result(1, other)])
+    (line,) = (line for line in table.splitlines() if "| ru |" in line)
+    assert line == "| default | delta + self | ru | 2 | 33.3 ± 0.0 | 66.7 ± 0.0 | 33.3 ± 0.0 | 60.0 ± 10.0 |"
+    assert calibration_table([Result("study", "run", {}, 0, [])]) == ""

@@ -1,0 +1,169 @@
+"""Answers and tuned weights are artifacts: made once, gone on with after a kill, new when their inputs change."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pico_models import identity_operator, pico_model, pico_tokenizer
+
+from lep import calibrator as calibrators
+from lep.artifacts import Store
+from lep.calibration.adapter import read_adapter
+from lep.calibration.answering import SelfAnswers
+from lep.calibration.conversations import Conversation
+from lep.calibration.filtering import AnswerFilters
+from lep.calibration.method import Calibration
+from lep.calibration.tuning import Tuning
+from lep.calibrator import Calibrator
+from lep.callbacks import Candidate, Judge
+from lep.embeddings import open_embeddings, read_embeddings
+
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+TUNING = Tuning(4, 8.0, "all", ["q_proj"], ["input", "output"], 1e-2, 0.1, 2, 64, epochs=2, checkpoint_every_steps=2)
+KEEP_ALL = AnswerFilters(min_characters=0, max_repeated_share=None)
+
+
+class Chats:
+    """A source of conversations in memory."""
+
+    def __init__(self, count: int = 40) -> None:
+        self.count = count
+
+    def read(self, dropped: Counter[str] | None = None, **_: Any) -> Iterator[Conversation]:
+        return (Conversation.exchange(f"the cat {i} sat", f"on the mat {i % 7}") for i in range(self.count))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"chats": self.count}
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def instruct_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory, tokenizer = tmp_path_factory.mktemp("instruct"), pico_tokenizer(300)
+    pico_model("llama", tied=False, vocab_size=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def calibrator(root: Path, instruct_dir: Path, kill_at: int | None = None, **method: Any) -> Calibrator:
+    tokenizer = pico_tokenizer(300)
+    judge = Judge(
+        store=Store(root),
+        instruct_dir=instruct_dir,
+        instruct_tokenizer=tokenizer,
+        tokenizer=tokenizer,
+        kept_rows=[],
+        base=open_embeddings(instruct_dir),
+        operator=identity_operator(len(tokenizer)),
+        suites={},
+        held_out={},
+        context=64,
+        key={"instruct": "pico", "held_out": "none", "measured": 1},
+    )
+
+    def make_trainer(tuning: Tuning, steps: int, row: str, checkpoint: pl.Callback) -> pl.Trainer:
+        return pl.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            accumulate_grad_batches=tuning.accumulate,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            callbacks=[checkpoint, *([KillAt(kill_at)] if kill_at else [])],
+        )
+
+    how = Calibration(**{"instructions": Chats(), "tuning": TUNING} | method)
+    return Calibrator(judge, {"how": how}, ["original", "swap"], seed=0, make_trainer=make_trainer)
+
+
+def original() -> Candidate:
+    return Candidate("original", None, None, {})
+
+
+def curve(said: dict[str, Any]) -> list[dict[str, float]]:
+    return [{key: row[key] for key in row if key != "train/tokens_per_second"} for row in said["curve"]]
+
+
+def test_a_killed_calibration_goes_on_to_the_same_weights_and_is_then_done(tmp_path: Path, instruct_dir: Path):
+    ((whole, said),) = calibrator(tmp_path / "whole", instruct_dir).calibrated(original())
+    assert said["steps"] > 6 and whole.name == "original + how" and whole.adapter is not None
+    with pytest.raises(Killed):
+        list(calibrator(tmp_path / "killed", instruct_dir, kill_at=5).calibrated(original()))
+    assert list((tmp_path / "killed" / "unfinished").glob("tuned-*/last.ckpt"))
+    ((resumed, again),) = calibrator(tmp_path / "killed", instruct_dir).calibrated(original())
+    assert curve(again) == curve(said) and resumed.adapter is not None
+    ours, theirs = read_adapter(resumed.adapter), read_adapter(whole.adapter)
+    assert ours.output is not None and theirs.output is not None and torch.equal(ours.output, theirs.output)
+    assert all(torch.equal(ours.change(name), theirs.change(name)) for name in theirs.changes)
+    assert not list((tmp_path / "killed" / "unfinished").iterdir())
+    ((cached, _),) = calibrator(tmp_path / "killed", instruct_dir, kill_at=1).calibrated(original())
+    assert cached.adapter == resumed.adapter
+
+
+def test_other_instructions_and_settings_make_other_artifacts(tmp_path: Path, instruct_dir: Path):
+    changes = ({}, {"instructions": Chats(41)}, {"copies": Chats(3)}, {"tuning": replace(TUNING, alpha=4.0)})
+    made = {
+        next(iter(calibrator(tmp_path, instruct_dir, **change).calibrated(original())))[0].adapter for change in changes
+    }
+    assert len(made) == len(changes)
+    unseen = replace(TUNING, log_every_steps=3, checkpoint_every_steps=5)
+    ((same, _),) = calibrator(tmp_path, instruct_dir, tuning=unseen, kill_at=1).calibrated(original())
+    assert same.adapter in made
+
+
+def test_models_that_are_not_named_are_left_alone(tmp_path: Path, instruct_dir: Path):
+    assert list(calibrator(tmp_path, instruct_dir).calibrated(replace(original(), name="delta"))) == []
+
+
+def test_own_answers_are_asked_once_and_only_a_propagated_model_learns_them(
+    tmp_path: Path, instruct_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+    real = calibrators.own_answers
+
+    def counting(model: Any, tokenizer: Any, questions: Any, **how: Any) -> Any:
+        asked.append(len(questions))
+        found = real(model, tokenizer, questions, **how)
+        return [replace(one, answer=one.answer.strip() or "x", ended="end token") for one in found]
+
+    monkeypatch.setattr(calibrators, "own_answers", counting)
+    answers = SelfAnswers(max_new_tokens=4, questions=30, filters=KEEP_ALL)
+    tables = read_embeddings(instruct_dir)
+    carried = Candidate("swap", tables, None, {"tables": "own"})
+    ours = calibrator(tmp_path, instruct_dir, answers=answers)
+    assert list(ours.calibrated(original())) == []
+    ((_, said),) = ours.calibrated(carried)
+    stricter = replace(answers, filters=replace(KEEP_ALL, min_characters=2))
+    ((_, fewer),) = calibrator(tmp_path, instruct_dir, answers=stricter).calibrated(carried)
+    assert asked == [30]
+    assert said["answers"]["asked"] == said["answers"]["kept"] + said["answers"].get("too short", 0) == 30
+    assert fewer["answers"]["kept"] <= said["answers"]["kept"]
+    stored = next((tmp_path / "answers").glob("*/answers.jsonl")).read_text().splitlines()
+    assert len(stored) == 30 and json.loads(stored[0])["messages"][0]["content"] == "the cat 0 sat"
+
+
+def test_no_answer_left_is_an_error_that_says_why(tmp_path: Path, instruct_dir: Path):
+    answers = SelfAnswers(max_new_tokens=1, questions=3, filters=AnswerFilters(min_characters=1000))
+    carried = Candidate("swap", read_embeddings(instruct_dir), None, {})
+    with pytest.raises(ValueError, match="none of 3 answers"):
+        list(calibrator(tmp_path, instruct_dir, answers=answers).calibrated(carried))
