@@ -186,7 +186,11 @@ def _check_sizes(config: DictConfig) -> None:
 
 def variant_name(config: DictConfig) -> str:
     """The tokenizer variant, from the function that makes it."""
-    return str(config.tokenizer._target_).rpartition(".")[2]
+    return _variant(config.tokenizer._target_)
+
+
+def _variant(target: str) -> str:
+    return target.rpartition(".")[2]
 
 
 def trained_rows(config: DictConfig) -> Literal["all", "new"]:
@@ -232,4 +236,5 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
+OmegaConf.register_new_resolver("lep.variant", _variant, replace=True)
 OmegaConf.register_new_resolver("lep.run_name", lambda overrides: run_name(list(overrides)), replace=True)

@@ -208,3 +208,11 @@ def test_a_folder_with_another_config_is_refused_once_begun(tmp_path: Path):
     write_once(path, OmegaConf.create({"seed": 1, "output_dir": "elsewhere"}))
     with pytest.raises(ValueError, match="differing: seed"):
         write_once(path, OmegaConf.create({"seed": 2, "output_dir": "a"}))
+
+
+def test_a_variant_may_have_a_learning_rate_of_its_own() -> None:
+    model = composed("tokenizer=unigram").model.adaptation
+    assert composed("tokenizer=unigram").training.learning_rate == model.learning_rate_of.unigram
+    assert composed("tokenizer=bpe").training.learning_rate == model.learning_rate
+    other = composed("tokenizer=unigram", "model=smollm2_135m")
+    assert other.training.learning_rate == other.model.adaptation.learning_rate
