@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lep import checkpoints
-from lep.benchmark.darumeru import Darumeru
+from lep.benchmark.darumeru import PLAIN_SHOTS, Darumeru
 from lep.benchmark.darumeru.sources import StandIn, WithFiles, read_rows
 from lep.benchmark.lm_eval import RUCOLA, LmEval, write_rucola_task
 from lep.benchmark.metrics import accuracy, matthews
@@ -100,9 +100,11 @@ def table(path: Path, model, tokenizer, items: int, shots: int, reading: str) ->
 def harness(path: Path, model, tokenizer, items: int, shots: int) -> None:
     """The same items and examples through both, one after the other."""
     rows = read_rows(path)
-    # Theirs shows examples in the order of the rows, ours the first one last, as Darumeru does. None is asked about.
-    shown = rows[29 : 29 + shots][::-1]
-    tested = [row for row in rows if row not in shown][:items]
+    # Theirs shows examples in the order of the rows, ours the first one last, as Darumeru does; ours asks about no row
+    # that may serve as an example.
+    examples = rows[29 : 29 + PLAIN_SHOTS]
+    shown = examples[:shots][::-1]
+    tested = [row for row in rows if row not in examples][:items]
     with tempfile.TemporaryDirectory() as folder:
         test = Path(folder) / "test.csv"
         with test.open("w", encoding="utf-8", newline="") as stream:
