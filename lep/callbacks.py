@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lep.artifacts import Store
 from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token
 from lep.benchmark.records import Record, read_records, write_records
-from lep.benchmark.scoring import end_tokens, generate, render_chat
+from lep.benchmark.scoring import end_tokens, generate, output_table, render_chat
 from lep.calibration.adapter import merge_, merged_weights, read_adapter, write_adapter
 from lep.chat import end_of_turn
 from lep.checkpoints import load_model
@@ -214,7 +214,7 @@ class Judge:
         token = end_of_turn(self.tokenizer)
         assert token is not None, "there are no probes without it"
         ends, others = turn_end_states(model, self.tokenizer, probes)
-        head = model.get_output_embeddings().weight
+        head = output_table(model).weight
         tied = head is model.get_input_embeddings().weight
         row, report = restore_end_of_turn(ends, others, head, token=token, original_margins=reference, tied=tied)
         with torch.no_grad():
@@ -291,7 +291,7 @@ def turn_end_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     token = end_of_turn(tokenizer)
     assert token is not None, "there are no probes without it"
     ends, _ = turn_end_states(model, tokenizer, probes)
-    return margins(ends, model.get_output_embeddings().weight, token)
+    return margins(ends, output_table(model).weight, token)
 
 
 @torch.inference_mode()

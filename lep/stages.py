@@ -27,6 +27,7 @@ from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.asking import Ranks
 from lep.benchmark.records import compare, gains, samples, write_records
+from lep.benchmark.scoring import prefix_id
 from lep.calibration.method import Calibration
 from lep.calibration.tuning import Tuning
 from lep.calibrator import Calibrator
@@ -409,10 +410,13 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
         first_new_row=first_new if rows == "new" else None,
         frozen_rows=frozen,
     )
-    before_text = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     windows = {
         language: held_out_windows(
-            texts, tokenizer, length=settings.block_size, overlap=settings.block_size // 4, start_id=before_text
+            texts,
+            tokenizer,
+            length=settings.block_size,
+            overlap=settings.block_size // 4,
+            start_id=prefix_id(tokenizer),
         )
         for language, texts in start.held_out.items()
     }

@@ -736,14 +736,15 @@ def _body_and_head(
     def logits(ids: Tensor, **reading: Any) -> Tensor:
         return model(input_ids=ids, **reading).logits
 
-    head = _output_table(model)
+    head = output_table(model)
     probe = torch.tensor([list(ids[:8])], device=model.device)
     if torch.allclose(head(hidden(probe, use_cache=False)), logits(probe, use_cache=False), rtol=1e-5, atol=1e-5):
         return hidden, head
     return logits, nn.Identity()
 
 
-def _output_table(model: PreTrainedModel) -> nn.Linear:
+def output_table(model: PreTrainedModel) -> nn.Linear:
+    """The head of a model, from features to logits."""
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear), f"{type(model).__name__} has no output table to score tokens with"
     return head
@@ -759,7 +760,7 @@ def _masked(logits: Tensor, unknown: Tensor | None) -> Tensor:
 
 def _unknown_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Tensor | None:
     """Which output rows [V] are no token of the tokenizer (padding rows, holes); None if every row is one."""
-    rows = _output_table(model).weight.shape[0]
+    rows = output_table(model).weight.shape[0]
     known = np.fromiter(tokenizer.get_vocab().values(), dtype=np.int64)
     if known.max() >= rows:
         raise ValueError(

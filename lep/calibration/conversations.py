@@ -149,7 +149,8 @@ class MessageFields:
 
     def _turn(self, message: Any, number: int) -> Turn:
         named = _value(message, self.role, str, "role", where=f" of message {number}")
-        role = {**ROLES, **self.roles}.get(named)
+        known: dict[str, Role] = {**ROLES, **self.roles}
+        role = known.get(named)
         if role is None:
             raise ValueError(
                 f"the field {self.role!r} of message {number} is {named!r}, which is no known role; say whose it is, "
