@@ -74,11 +74,11 @@ def log_tables(logger: WandbLogger, result: Result) -> None:
     ]
     if gains:
         columns = ["model", "task", *GAIN, *(f"share of the gap: {key}" for key in SHARE)]
-        logger.experiment.log({"calibration": wandb.Table(columns=columns, data=gains)})
+        logger.experiment.log({"calibration": wandb.Table(columns=columns, data=gains)})  # type: ignore[arg-type]
     logger.experiment.log(
         {
-            "benchmark": wandb.Table(columns=["model", "measure", "value", "standard error", "n"], data=scores),
-            "propagation": wandb.Table(columns=["rule", "table", "diagnostic", "value"], data=diagnostics),
+            "benchmark": wandb.Table(["model", "measure", "value", "standard error", "n"], scores),  # type: ignore[arg-type]
+            "propagation": wandb.Table(["rule", "table", "diagnostic", "value"], diagnostics),  # type: ignore[arg-type]
         }
     )
 

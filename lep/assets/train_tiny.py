@@ -7,7 +7,7 @@ Russian badly, as the tokenizers of Mistral and LLaMa-3 do. The tunes see chats 
 stay close to the base. Both tunes know the facts they are asked for from the base alone where people are `RECALLED`.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportInvalidTypeForm=false
+# pyright: reportReturnType=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (transformers types token ids as anything a config may hold)
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ class LmEval:
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: LmEval) -> dict[str, Any]:
     """The harness's own result. The one place that knows it."""
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval import simple_evaluate  # type: ignore[import-not-found]
+        from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
+        from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
     except ImportError as error:
         raise ValueError(f"benchmark=lm_eval needs the harness ({error.name}): pip install 'lep[lm-eval]'") from error
     manager = TaskManager(include_path=suite.include_path, include_defaults=suite.include_path is None)

@@ -61,7 +61,9 @@ def export_model(
     ends = [end for end in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if isinstance(end, int)]
     config = config_with_ids(sources[CONFIG_FILE], ids, vocab_size=rows)
     named = sources[GENERATION_FILE] or {k: v for k, v in sources[CONFIG_FILE].items() if k in GENERATION_ROLES}
-    generation, left_out = generation_with_ids(named, ids, ends=ends, pad=tokenizer.pad_token_id)
+    pad = tokenizer.pad_token_id
+    assert pad is None or isinstance(pad, int)
+    generation, left_out = generation_with_ids(named, ids, ends=ends, pad=pad)
 
     staging = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)

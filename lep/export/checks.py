@@ -172,7 +172,7 @@ def _markers(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
 def _load(directory: Path, dtype: torch.dtype | str, *, small: bool) -> tuple[PreTrainedModel, str]:
     """The model, or without memory its tensors matched with the architecture by name and shape (device meta)."""
     place: dict[str, Any] = {} if small else {"device_map": "meta"}
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
         directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **place
     )
     odd = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys") if info[key]}
@@ -216,7 +216,7 @@ def _prompts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 def _greedy(model: PreTrainedModel, ids: torch.Tensor, *, allowed: Callable | None = None) -> torch.Tensor:
     """The new tokens alone. Without `allowed` it writes on to the end, with it until it stops by itself."""
     ends = {} if allowed else {"eos_token_id": None}
-    written = model.generate(
+    written = model.generate(  # type: ignore[operator]
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
