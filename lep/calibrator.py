@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -45,6 +46,7 @@ from lep.callbacks import Candidate, Judge, calibrated_name
 from lep.training import LastCheckpoint
 
 ANSWERS_FILE, RATINGS_FILE, HISTORY_FILE = "answers.jsonl", "ratings.json", "history.json"
+Read = Callable[[Counter[str]], Iterator[Conversation]]  # what a source leaves out is counted there, by reason
 MakeTrainer = Callable[[Tuning, int, str, LastCheckpoint], pl.Trainer]
 
 
@@ -94,16 +96,16 @@ class Calibrator:
 
     # What is learnt from
 
-    def _conversations(self, method: Calibration) -> tuple[Callable[[], Iterator[Conversation]], Any, dict[str, Any]]:
+    def _conversations(self, method: Calibration) -> tuple[Read, Any, dict[str, Any]]:
         """How to read them, what they are made from (for a key), and the counts of what was kept of the answers."""
         made_from: dict[str, Any] = {"copies": method.copies and method.copies.fingerprint()}
         if method.answers is None:
             made_from["instructions"] = method.instructions.fingerprint()
-            return lambda: chain(method.instructions.read(), self._copies(method)), made_from, {}
+            return lambda dropped: chain(method.instructions.read(dropped), self._copies(method)), made_from, {}
         kept, answers_key, counts = self._own_answers(method.instructions, method.answers)
         made_from |= {"answers": answers_key, "filters": asdict(method.answers.filters)}
         own = [found.conversation for found in kept]
-        return lambda: chain(own, self._copies(method)), made_from, {"answers": counts}
+        return lambda _: chain(own, self._copies(method)), made_from, {"answers": counts}
 
     def _copies(self, method: Calibration) -> Iterable[Conversation]:
         if method.copies is None:
@@ -147,7 +149,9 @@ class Calibrator:
                 f"answers.max_new_tokens={settings.max_new_tokens} leaves no room for a question in the model's "
                 f"{checkpoints.context_length(directory)} positions. Lower it"
             )
-        questions, too_long = questions_of(instructions.read(), tokenizer, max_tokens=room, limit=settings.questions)
+        dropped = Counter[str]()
+        conversations = instructions.read(dropped)
+        questions, too_long = questions_of(conversations, tokenizer, max_tokens=room, limit=settings.questions)
         started = time.monotonic()
         journal = Journal(bench / "journal")
         how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "journal": journal}
@@ -156,7 +160,8 @@ class Calibrator:
         else:
             answers = own_answers(self.judge.original(), tokenizer, questions, progress="original: own answers", **how)
         write_answers(out / ANSWERS_FILE, answers)
-        return {"asked": len(questions), "questions too long": too_long, "seconds": time.monotonic() - started}
+        seconds = time.monotonic() - started
+        return {"left out": dict(dropped), "asked": len(questions), "questions too long": too_long, "seconds": seconds}
 
     def _rate(self, answers: Sequence[Answered], answers_key: str, rating: Rating) -> Artifact:
         assert rating.model is not None
@@ -182,12 +187,13 @@ class Calibrator:
         candidate: Candidate,
         row: str,
         tuning: Tuning,
-        read: Callable[[], Iterator[Conversation]],
+        read: Read,
     ) -> dict[str, Any]:
         started = time.monotonic()
         model, tokenizer, _ = self.judge.model_of(candidate)
         block_size = min(tuning.block_size, checkpoints.context_length(self.judge.instruct_dir))
-        rendered, counts = render(read(), tokenizer, max_tokens=block_size)
+        left_out = Counter[str]()
+        rendered, counts = render(read(left_out), tokenizer, max_tokens=block_size)
         blocks = pack(rendered, block_size, _pad_id(tokenizer))
         steps = tuning.steps(len(blocks))
         torch.manual_seed(self.seed)
@@ -200,7 +206,8 @@ class Calibrator:
         write_adapter(out, module.tuned(), model, base=str(self.judge.instruct_dir))
         (out / HISTORY_FILE).write_text(json.dumps(module.history), encoding="utf-8")
         return {
-            "conversations": {name: value for name, value in asdict(counts).items() if value},
+            "left out": dict(left_out),
+            "conversations": counts.facts(),
             "blocks": len(blocks),
             "block_size": block_size,
             "filled": blocks.filled,

@@ -36,7 +36,10 @@ class Chats:
         self.count = count
 
     def read(self, dropped: Counter[str] | None = None, **_: Any) -> Iterator[Conversation]:
-        return (Conversation.exchange(f"the cat {i} sat", f"on the mat {i % 7}") for i in range(self.count))
+        if dropped is not None:
+            dropped["of another kind"] += 1
+        yield Conversation.exchange("the cat " * 100, "on the mat")
+        yield from (Conversation.exchange(f"the cat {i} sat", f"on the mat {i % 7}") for i in range(self.count))
 
     def fingerprint(self) -> dict[str, Any]:
         return {"chats": self.count}
@@ -106,6 +109,7 @@ def curve(said: dict[str, Any]) -> list[dict[str, float]]:
 
 def test_a_killed_calibration_goes_on_to_the_same_weights_and_is_then_done(tmp_path: Path, instruct_dir: Path):
     ((whole, said),) = calibrator(tmp_path / "whole", instruct_dir).calibrated(original())
+    assert said["conversations"]["dropped"] == {"too long": 1} and said["left out"] == {"of another kind": 1}
     assert said["steps"] > 6 and whole.name == "original + how" and whole.adapter is not None
     with pytest.raises(Killed):
         list(calibrator(tmp_path / "killed", instruct_dir, kill_at=5).calibrated(original()))
@@ -155,15 +159,16 @@ def test_own_answers_are_asked_once_and_only_a_propagated_model_learns_them(
     ((_, said),) = ours.calibrated(carried)
     stricter = replace(answers, filters=replace(KEEP_ALL, min_characters=2))
     ((_, fewer),) = calibrator(tmp_path, instruct_dir, answers=stricter).calibrated(carried)
-    assert asked == [30]
-    assert said["answers"]["asked"] == said["answers"]["kept"] + said["answers"].get("too short", 0) == 30
+    assert asked == [29] and said["answers"]["questions too long"] == 1
+    assert said["answers"]["left out"] == {"of another kind": 1}
+    assert said["answers"]["asked"] == said["answers"]["kept"] + said["answers"].get("too short", 0) == 29
     assert fewer["answers"]["kept"] <= said["answers"]["kept"]
     stored = next((tmp_path / "answers").glob("*/answers.jsonl")).read_text().splitlines()
-    assert len(stored) == 30 and json.loads(stored[0])["messages"][0]["content"] == "the cat 0 sat"
+    assert len(stored) == 29 and json.loads(stored[0])["messages"][0]["content"] == "the cat 0 sat"
 
 
 def test_no_answer_left_is_an_error_that_says_why(tmp_path: Path, instruct_dir: Path):
     answers = SelfAnswers(max_new_tokens=1, questions=3, filters=AnswerFilters(min_characters=1000))
     carried = Candidate("swap", read_embeddings(instruct_dir), None, {})
-    with pytest.raises(ValueError, match="none of 3 answers"):
+    with pytest.raises(ValueError, match="none of 2 answers"):
         list(calibrator(tmp_path, instruct_dir, answers=answers).calibrated(carried))

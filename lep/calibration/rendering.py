@@ -63,6 +63,10 @@ class Counts:
     answered_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
+    def facts(self) -> dict[str, Any]:
+        """What is not zero, as plain JSON."""
+        return {name: value for name, value in {**vars(self), "dropped": dict(self.dropped)}.items() if value}
+
 
 class _Text(NamedTuple):
     """A rendered conversation: its text, and in characters where its contents and its answers stand."""
