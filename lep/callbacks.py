@@ -147,7 +147,7 @@ class Judge:
         if candidate.tables is not None:
             tokenizer, diagnostics = self.tokenizer, self._carry_into_(model, candidate)
         if candidate.adapter is not None:
-            merge_(model, read_adapter(candidate.adapter))
+            merge_(model, read_adapter(candidate.adapter), stored=open_embeddings(self.instruct_dir).input.dtype)
         return model, tokenizer, diagnostics
 
     def _carry_into_(self, model: PreTrainedModel, candidate: Candidate) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple
     assert [row.name for row in result.rows] == names
     assert list(result.calibration) == [name for name in names if "+" in name]
     counts = result.calibration["conversion + self"]["answers"]
-    reasons = {key: value for key, value in counts.items() if key not in ("asked", "questions too long", "left out", "seconds")}
+    told_apart = ("asked", "questions too long", "left out", "seconds")
+    reasons = {key: value for key, value in counts.items() if key not in told_apart}
     assert counts["asked"] == 40 == sum(reasons.values()) and counts["kept"] > 20
     for gain in result.calibration["conversion + instruct"]["gains"]:
         assert gain["low"] <= gain["difference"] <= gain["high"]

@@ -54,13 +54,16 @@ class Tuned:
 
 
 @torch.no_grad()
-def merge_(model: PreTrainedModel, tuned: Tuned) -> None:
-    """Puts the changes into the model's own weights, in its dtype. ValueError where they do not fit."""
+def merge_(model: PreTrainedModel, tuned: Tuned, *, stored: torch.dtype | None = None) -> None:
+    """Puts the changes into the model's own weights, in its dtype. ValueError where they do not fit.
+
+    stored: what an export will keep them in; they are rounded to it, so that what is judged is what is exported.
+    """
     body = model.get_decoder()
     for name in tuned.changes:
         weight = _linear(body, name).weight
-        weight.copy_(weight.float() + tuned.change(name).to(weight.device))
-    set_embeddings_(model, tuned.tables(embeddings_of(model)))
+        weight.copy_((weight.float() + tuned.change(name).to(weight.device)).to(stored or weight.dtype))
+    set_embeddings_(model, tuned.tables(embeddings_of(model)).map(lambda table: table.to(stored or table.dtype)))
 
 
 def merged_weights(model: PreTrainedModel, tuned: Tuned) -> dict[str, Tensor]:

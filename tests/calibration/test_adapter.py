@@ -90,6 +90,25 @@ def test_a_merged_export_and_the_adapter_on_its_base_speak_alike(tmp_path: Path,
     torch.testing.assert_close(adapted, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_judged_in_float32_is_what_a_bfloat16_export_holds(tmp_path: Path):
+    tokenizer = pico_tokenizer(300)
+    instruct = pico_model("llama", tied=False, vocab_size=len(tokenizer)).bfloat16()
+    instruct.config.eos_token_id = tokenizer.convert_tokens_to_ids("<|end|>")
+    instruct.save_pretrained(tmp_path / "instruct")
+    tokenizer.save_pretrained(tmp_path / "instruct")
+    found = module(settings(tables=["input", "output"]), copy.deepcopy(instruct).float())
+    fit(found)
+    merged, tuned = instruct.float(), found.tuned()
+    merge_(merged, tuned, stored=torch.bfloat16)
+    out = tmp_path / "merged"
+    body = merged_weights(merged, tuned)
+    export_model(tmp_path / "instruct", embeddings_of(merged), tokenizer, out, body=body, recipe={}, reference=merged)
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert loaded.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.float().eval()(IDS).logits[..., : len(tokenizer)], merged(IDS).logits)
+
+
 def test_weights_that_the_checkpoint_does_not_have_are_refused_and_nothing_is_published(tmp_path: Path):
     tokenizer = pico_tokenizer(300)
     instruct = pico_model("llama", tied=False, vocab_size=len(tokenizer))
