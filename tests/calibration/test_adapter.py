@@ -96,17 +96,18 @@ def test_what_is_judged_in_float32_is_what_a_bfloat16_export_holds(tmp_path: Pat
     instruct.config.eos_token_id = tokenizer.convert_tokens_to_ids("<|end|>")
     instruct.save_pretrained(tmp_path / "instruct")
     tokenizer.save_pretrained(tmp_path / "instruct")
-    found = module(settings(tables=["input", "output"]), copy.deepcopy(instruct).float())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "instruct", dtype=torch.float32).eval()
+    found = module(settings(tables=["input", "output"]), copy.deepcopy(merged))
     fit(found)
-    merged, tuned = instruct.float(), found.tuned()
+    tuned = found.tuned()
     merge_(merged, tuned, stored=torch.bfloat16)
     out = tmp_path / "merged"
     body = merged_weights(merged, tuned)
     export_model(tmp_path / "instruct", embeddings_of(merged), tokenizer, out, body=body, recipe={}, reference=merged)
-    loaded = AutoModelForCausalLM.from_pretrained(out)
-    assert loaded.dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     with torch.no_grad():
-        torch.testing.assert_close(loaded.float().eval()(IDS).logits[..., : len(tokenizer)], merged(IDS).logits)
+        torch.testing.assert_close(loaded(IDS).logits[..., : len(tokenizer)], merged(IDS).logits)
 
 
 def test_weights_that_the_checkpoint_does_not_have_are_refused_and_nothing_is_published(tmp_path: Path):
