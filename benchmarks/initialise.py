@@ -14,7 +14,6 @@ U+FFFD.
 import argparse
 import gzip
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.embeddings import Embeddings, open_embeddings
 from lep.initialization.mean import mean
+from lep.memory import peak_memory_bytes
 from lep.shards import ComputedTable, blocks, in_memory
 from lep.vocabulary import subtoken_operator
 
@@ -90,7 +90,7 @@ def main() -> None:
             with timed(spent["T E, written"]):
                 half = ComputedTable(begun.shape, torch.bfloat16, begun.__getitem__)
                 Embeddings(half).save(folder / "embeddings.safetensors")
-            peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the loop's table is read
+            peak = peak or peak_memory_bytes()  # before the loop's table is read
             whole = in_memory(table) if whole is None else whole
             ids = np.random.default_rng(0).choice(len(operator.exact), arguments.sample, replace=False).tolist()
             with timed(spent["loop"]):

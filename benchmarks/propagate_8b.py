@@ -14,7 +14,6 @@ new vocabulary. Swap and delta have no such products. Random rows: their values 
 import argparse
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from rich.table import Table as Lines
 from scipy.sparse import csr_array
 
 from lep.embeddings import open_embeddings, write_tables
-from lep.memory import propagation_bytes
+from lep.memory import peak_memory_bytes, propagation_bytes
 from lep.propagation import propagate
 from lep.propagation.conversion import conversion
 from lep.propagation.delta import delta
@@ -170,7 +169,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     out.mkdir()
     write_tables(folder / "instruct", out, tables)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory_bytes()
     result = {"seconds": seconds, "fit_seconds": fit_seconds, "peak": peak, "diagnostics": diagnostics}
     if fitted:
         bare.append(bare_chunk_seconds(arguments.hidden, arguments.repeats))

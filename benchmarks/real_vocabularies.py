@@ -22,10 +22,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from train_tokenizers import Texts, peak_memory
+from train_tokenizers import Texts
 
 from lep.checkpoints import load_tokenizer
 from lep.config import build
+from lep.memory import peak_memory_bytes
 from lep.tokenizers.report import vocabulary_change, vocabulary_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def measure_variant(model: str, base_dir: Path, variant: str, paths: dict[str, l
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a corpus too small for the size is seen in the table
         tokenizer = make(base) if variant == "original" else make(base, train, facts=facts)
-    row: Row = {"seconds": time.perf_counter() - started, "peak": peak_memory(), "facts": facts}
+    row: Row = {"seconds": time.perf_counter() - started, "peak": peak_memory_bytes(), "facts": facts}
     texts = {path.name: {language: Texts([path], held_out=True)} for language, some in paths.items() for path in some}
     row |= vocabulary_report(tokenizer, texts) | vocabulary_change(base, tokenizer)
     return row | {"operator": check_laws(tokenizer, base).summary()}

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from lep.checkpoints import load_tokenizer
 from lep.corpus import CorpusFilters
 from lep.corpus.filters import clean
 from lep.corpus.text_files import open_text
+from lep.memory import peak_memory_bytes
 from lep.tokenizers import bpe, unigram
 
 Count = Callable[[str], int]  # tokens of a text
@@ -109,11 +109,6 @@ WAYS = {
 }
 
 
-def peak_memory() -> int:
-    """Bytes: the most that this process has been resident with."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> dict[str, float]:
     """Train once in this process; seconds and peak of the training alone, then characters a token."""
     started = time.perf_counter()
@@ -121,7 +116,7 @@ def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> 
         warnings.simplefilter("ignore")  # a corpus too small for the size is seen in the table
         count = WAYS[way](base, Texts(paths, held_out=False), size)
     seconds = time.perf_counter() - started
-    peak = peak_memory()
+    peak = peak_memory_bytes()
     texts = list(Texts([path for path in paths if path.name.startswith(judged)], held_out=True))
     tokens = sum(map(count, texts))
     return {

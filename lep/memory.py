@@ -1,4 +1,8 @@
-"""How much memory training and propagation take, from the size of a model alone."""
+"""How much memory training and propagation take, from the size of a model alone, and what this process has taken."""
+
+import resource
+import sys
+from pathlib import Path
 
 TRAINED_BYTES = 16  # float32 value, gradient and the two moments of AdamW
 
@@ -34,3 +38,17 @@ CHUNKS = 10  # of rows in float64 at the height of a fit: base, instruct, their 
 def propagation_bytes(hidden: int, *, chunk_rows: int) -> int:
     """Resident bytes of propagation from files: it does not grow with the vocabulary, as no table is ever whole."""
     return PROCESS_BYTES + 8 * hidden * (GRAM_MATRICES * hidden + CHUNKS * chunk_rows)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has been resident with.
+
+    Linux hands a process the `ru_maxrss` of the one that started it, so that a run begun from a large one (a sweep, a
+    test) would be told that one's peak. The kernel's own account of the process has no such inheritance.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -35,8 +35,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
 }
 WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # numpy has no bfloat16: rows travel as words of their width
-# Rows between two returns of memory: 1,024 scattered rows touch at most 64 MiB (the kernel maps 64 KiB around each).
-ROWS_TOUCHED = 1024
+# Rows between two returns of memory. Around a scattered row the kernel may map as much as 2 MiB that it holds together.
+ROWS_IN_ORDER, ROWS_SCATTERED = 1024, 32
 BLOCK_ROWS = 4096  # of a table that is written: 4,096 x 4,096 float32 is 64 MiB
 SCANNED_ROWS = (
     1024  # of a table that is only looked at: 16 MiB in float32, which the allocator hands out again and again
@@ -180,12 +180,12 @@ class StoredTable:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         if isinstance(rows, slice):
             start, stop, step = rows.indices(self.shape[0])
-            chosen: Any = np.arange(start, stop, step)
+            chosen, touched = np.arange(start, stop, step), ROWS_IN_ORDER
         else:
-            chosen = rows.cpu().numpy()
+            chosen, touched = rows.cpu().numpy(), ROWS_SCATTERED
         words = np.empty((len(chosen), self.shape[1]), dtype=self._rows.dtype)
-        for start in range(0, len(chosen), ROWS_TOUCHED):
-            words[start : start + ROWS_TOUCHED] = self._rows[chosen[start : start + ROWS_TOUCHED]]
+        for start in range(0, len(chosen), touched):
+            words[start : start + touched] = self._rows[chosen[start : start + touched]]
             self._give_back()
         return torch.from_numpy(words).view(self.dtype)
 

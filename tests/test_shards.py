@@ -228,17 +228,18 @@ def test_reading_a_table_through_leaves_nothing_of_it_in_memory(tmp_path):
     """256 MB in a file; a process that reads it all, in blocks and in scattered rows, grows by far less."""
     save_file({"table": torch.zeros(2**15, 2**12, dtype=torch.bfloat16)}, tmp_path / "t.safetensors")
     code = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
+from lep.memory import peak_memory_bytes
 from lep.shards import StoredTable, blocks
 table = StoredTable(Path(sys.argv[1]), "table")
 table[:1]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory_bytes()
 for block in blocks(table, rows=512):
     pass
 for rows in torch.randperm(len(table._rows)).split(512):
     table[rows]
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_memory_bytes() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "t.safetensors")],

@@ -13,10 +13,11 @@ from lep.propagation.gram import CHUNK_ROWS
 
 HIDDEN, ROWS = 768, 3 * CHUNK_ROWS
 CODE = """
-import resource, sys
+import sys
 from functools import partial
 from pathlib import Path
 from lep.embeddings import open_tables
+from lep.memory import peak_memory_bytes
 from lep.propagation import propagate
 from lep.propagation.conversion import conversion
 from lep.vocabulary import SubtokenOperator
@@ -24,7 +25,7 @@ folder = Path(sys.argv[1])
 models = [open_tables(folder / f"{name}.safetensors") for name in ("adapted", "base", "instruct")]
 tables, _ = propagate(partial(conversion, ridge=1e-3), *models, SubtokenOperator.load(folder / "operator.safetensors"))
 tables.save(folder / "result.safetensors")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_memory_bytes())
 """
 
 
