@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.benchmark.metrics import ratio_and_stderr
-from lep.benchmark.scoring import Generation, generate, prefix_id, target_logprobs
+from lep.benchmark.scoring import generate, prefix_id, target_logprobs
 from lep.results import Score
 
 
@@ -59,33 +59,31 @@ def generation_speed(
 ) -> dict[str, float]:
     """How fast the model continues the prompts, all in one go and never stopping, so that models do equal work.
 
-    Reading the prompts (until the first token) is timed apart, after one run that warms up, and taken off the rest.
+    Reading the prompts (until their first token) and writing the rest are timed apart, after one run that warms up.
     """
     if max_new_tokens < 2:
         raise ValueError(
             f"max_new_tokens={max_new_tokens} leaves nothing to time after the first token. Give at least 2."
         )
-    _timed(model, tokenizer, prompts, 2)
-    first, prefill_s = _timed(model, tokenizer, prompts, 1)
-    written, total_s = _timed(model, tokenizer, prompts, max_new_tokens)
-    writing_s = total_s - prefill_s
-    characters = sum(len(w.text) for w in written) - sum(len(f.text) for f in first)
+    generate(model, tokenizer, prompts, max_new_tokens=2)
+    steps, times = [0], [time.perf_counter()]
+
+    def stepped(step: int) -> None:
+        steps.append(step)
+        times.append(time.perf_counter())
+
+    written = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stepped=stepped)
+    seconds, reading = np.diff(times), np.array(steps[1:]) == 1
+    prefill_s, writing_s = seconds[reading].sum().item(), seconds[~reading].sum().item()
+    first = tokenizer.batch_decode([w.ids[:1] for w in written], clean_up_tokenization_spaces=False)
     return {
-        "characters_per_second": characters / writing_s,
-        "tokens_per_second": len(prompts) * (max_new_tokens - 1) / writing_s,
+        "characters_per_second": sum(len(w.text) - len(f) for w, f in zip(written, first, strict=True)) / writing_s,
+        "tokens_per_second": sum(len(w.ids) - 1 for w in written) / writing_s,
         "prefill_characters_per_second": sum(map(len, prompts)) / prefill_s,
         "prefill_seconds": prefill_s,
-        "seconds": total_s,
+        "seconds": prefill_s + writing_s,
         "prompts": float(len(prompts)),
     }
-
-
-def _timed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], tokens: int
-) -> tuple[list[Generation], float]:
-    start = time.perf_counter()
-    written = generate(model, tokenizer, prompts, max_new_tokens=tokens)
-    return written, time.perf_counter() - start
 
 
 def _windows(starts: np.ndarray, characters: int, context: int) -> list[tuple[int, int, int]]:

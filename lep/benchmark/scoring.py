@@ -412,6 +412,7 @@ def generate(
     sampling: Sampling | None = None,
     chat: bool = False,
     progress: str | None = None,
+    stepped: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """What the model writes after each prompt, until an end token, the stop character or the budget.
 
@@ -420,7 +421,7 @@ def generate(
     max_new_characters: one budget a prompt; writing ends with the token that reaches it, so every vocabulary gets the
     same text length, where a budget in tokens favours long tokens. stop_character: one ASCII character (say newline);
     the text is cut in characters before it, as a token may hold it beside text that belongs to the answer.
-    chat: see `option_scores`.
+    chat: see `option_scores`. stepped: told the step when a batch has its next tokens, 1 for those after the prompts.
     """
     if max_new_tokens is None and max_new_characters is None:
         raise ValueError("generate needs a budget: give max_new_tokens, max_new_characters or both.")
@@ -436,7 +437,7 @@ def generate(
         if not reader.pads_inside(max(map(len, rows)) + int(budgets.tokens.max())):
             reader = reader.alone()
         for batch in _batches([len(row) for row in rows]):
-            produced = _generate_batch(reader, [rows[i] for i in batch], budgets.take(batch), stops, sampling)
+            produced = _generate_batch(reader, [rows[i] for i in batch], budgets.take(batch), stops, sampling, stepped)
             for i, ids in zip(batch, produced, strict=True):
                 written[i] = ids
             bar.update(len(batch))
@@ -506,7 +507,12 @@ class _Stops:
 
 
 def _generate_batch(
-    reader: "_Reader", prompts: Sequence[list[int]], budgets: _Budgets, stops: _Stops, sampling: Sampling | None
+    reader: "_Reader",
+    prompts: Sequence[list[int]],
+    budgets: _Budgets,
+    stops: _Stops,
+    sampling: Sampling | None,
+    stepped: Callable[[int], None] | None,
 ) -> list[list[int]]:
     """Ids written after each prompt, the end token included. Left padding; finished rows leave the batch."""
     produced: list[list[int]] = [[] for _ in prompts]
@@ -524,6 +530,8 @@ def _generate_batch(
         tokens = chosen.cpu().numpy()
         for row, token in zip(active, tokens.tolist(), strict=True):
             produced[row].append(token)
+        if stepped:
+            stepped(step)
         used[active] += stops.characters[tokens]
         over = (used[active] >= budgets.characters[active]) | (step >= budgets.tokens[active])
         going = np.flatnonzero(~(stops.end[tokens] | stops.holds_stop[tokens] | over))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.benchmark.bits_per_byte import _windows, bits_per_byte, characters_per_token, generation_speed
-from lep.benchmark.scoring import sequence_logprobs
+from lep.benchmark.scoring import generate, sequence_logprobs
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,11 +85,31 @@ def test_a_context_longer_than_the_model_is_refused_with_the_one_that_fits(
 
 
 def test_speed_counts_what_was_written(
-    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, sentences: Callable[..., list[str]]
+    model: LlamaForCausalLM,
+    bpe: PreTrainedTokenizerFast,
+    sentences: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A clock by which a step takes a second: one to read two prompts, then five to write five tokens after each."""
+    monkeypatch.setattr("time.perf_counter", iter(range(100)).__next__)
     speed = generation_speed(model, bpe, sentences(2), max_new_tokens=6)
-    assert speed["prompts"] == 2
-    assert speed["seconds"] > speed["prefill_seconds"] > 0
-    assert speed["tokens_per_second"] == pytest.approx(10 / (speed["seconds"] - speed["prefill_seconds"]))
+    written = generate(model, bpe, sentences(2), max_new_tokens=6)
+    after_first = sum(len(w.text) - len(bpe.decode(w.ids[:1])) for w in written)
+    assert speed["prompts"] == 2 and speed["seconds"] == 6 and speed["prefill_seconds"] == 1
+    assert speed["prefill_characters_per_second"] == sum(map(len, sentences(2)))
+    assert speed["tokens_per_second"] == 10 / 5 and speed["characters_per_second"] == after_first / 5
     with pytest.raises(ValueError, match="max_new_tokens=1"):
         generation_speed(model, bpe, sentences(2), max_new_tokens=1)
+
+
+def test_speed_of_several_batches_tells_reading_from_writing(
+    model: LlamaForCausalLM,
+    bpe: PreTrainedTokenizerFast,
+    sentences: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lep.benchmark.scoring._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("time.perf_counter", iter(range(1000)).__next__)
+    speed = generation_speed(model, bpe, sentences(5), max_new_tokens=4)
+    assert speed["prefill_seconds"] == 3 and speed["seconds"] == 3 * 4
+    assert speed["tokens_per_second"] == 5 * 3 / 9
