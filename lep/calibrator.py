@@ -41,13 +41,30 @@ from lep.calibration.filtering import Answered, keep
 from lep.calibration.method import Calibration
 from lep.calibration.packing import pack
 from lep.calibration.rendering import render
-from lep.calibration.tuning import InstructionTuning, Tuning, TuningData
+from lep.calibration.tuning import InstructionTuning, Tuning, TuningData, check_modules
 from lep.callbacks import Candidate, Judge, calibrated_name
+from lep.shards import tensor_files
 from lep.training import LastCheckpoint
 
 ANSWERS_FILE, RATINGS_FILE, HISTORY_FILE = "answers.jsonl", "ratings.json", "history.json"
 Read = Callable[[Counter[str]], Iterator[Conversation]]  # what a source leaves out is counted there, by reason
 MakeTrainer = Callable[[Tuning, int, str, LastCheckpoint], pl.Trainer]
+
+
+def find_inputs(method: Calibration, instruct_dir: Path) -> None:
+    """ValueError, before any work, where files or the model that rates are missing, or LoRA has nowhere to go."""
+    method.instructions.fingerprint()
+    if method.copies is not None:
+        method.copies.fingerprint()
+    if method.answers is not None and method.answers.rates:
+        _rating_model(method.answers.rating)
+    weights = [name.removesuffix(".weight") for name in tensor_files(instruct_dir) if ".layers." in name]
+    check_modules(method.tuning, [name for name in weights if not name.endswith(("norm", ".bias"))])
+
+
+def _rating_model(rating: Rating | None) -> Path:
+    assert rating is not None and rating.model is not None, "somebody rates"
+    return checkpoints.resolve(rating.model, rating.revision, key="answers.rating.model")
 
 
 @dataclass
@@ -164,8 +181,7 @@ class Calibrator:
         return {"left out": dict(dropped), "asked": len(questions), "questions too long": too_long, "seconds": seconds}
 
     def _rate(self, answers: Sequence[Answered], answers_key: str, rating: Rating) -> Artifact:
-        assert rating.model is not None
-        directory = checkpoints.resolve(rating.model, rating.revision, key="answers.rating.model")
+        directory = _rating_model(rating)
         inputs = {"answers": answers_key, "judge": checkpoints.fingerprint(directory), "request": rating.request}
 
         def into(out: Path, bench: Path) -> dict[str, Any]:

@@ -155,9 +155,9 @@ class Judge:
         found, diagnostics = self._propagate(candidate)
         tables = found.in_memory()
         diagnostics = audited(diagnostics, tables, candidate.tables)
-        if unused := read_vocabulary(self.tokenizer).unassigned:
-            tokens = max(self.tokenizer.get_vocab().values()) + 1
-            tables = pad_tables(tables, tokens, 1, unused=unused).in_memory()
+        vocabulary = read_vocabulary(self.tokenizer)
+        if vocabulary.unassigned:
+            tables = pad_tables(tables, len(vocabulary), 1, unused=vocabulary.unassigned).in_memory()
         probes, reference = self._probes(model)
         set_embeddings_(model, tables)
         if probes:
@@ -203,7 +203,7 @@ class Judge:
         """
         if self._reference is None:
             prompts = [opening(text) for texts in self.held_out.values() for text in texts[:PROBES]]
-            probes = own_answers(original, self.instruct_tokenizer, prompts)
+            probes = ended_answers(original, self.instruct_tokenizer, prompts)
             at_ends = turn_end_margins(original, self.instruct_tokenizer, probes) if probes else torch.empty(0)
             self._reference = probes, at_ends
         return self._reference
@@ -241,8 +241,8 @@ class Judge:
         assert candidate.adapter is not None, "nothing was calibrated"
         model, tokenizer, _ = self.model_of(replace(candidate, adapter=None))
         adapter = read_adapter(candidate.adapter)
-        tokens = max(tokenizer.get_vocab().values()) + 1
-        padded = pad_tables(adapter.tables(embeddings_of(model)), tokens, self.pad_to).in_memory()
+        vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
+        padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
         fitted = replace(
             adapter,
             input=None if adapter.input is None else padded.input,
@@ -273,7 +273,7 @@ def opening(text: str) -> str:
     return (text.strip().rpartition("\n")[0] or text.strip())[:PROBE_CHARACTERS]
 
 
-def own_answers(original: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[Probe]:
+def ended_answers(original: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[Probe]:
     """(prompt, answer) pairs of the model's own, those only in which it ended its turn by itself."""
     turn = end_of_turn(tokenizer)
     if turn is None:

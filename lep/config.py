@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -34,7 +35,13 @@ def build(node: DictConfig | ListConfig | Mapping[str, Any], **arguments: Any) -
             raise ValueError(
                 f"_target_={target} is not allowed: a target starts with one of {', '.join(ALLOWED_TARGETS)}"
             )
-    return instantiate(node, _convert_="all", **arguments)
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        # Hydra wraps what a target says of its arguments in text of its own.
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def _targets(node: Any) -> Iterator[str]:

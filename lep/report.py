@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from lep.results import Result, Row, Score
+from lep.results import TOTAL, Result, Row, Score
 
 LANGUAGES = {"ru": "Russian", "en": "English"}
 STOPS = {
@@ -235,9 +235,6 @@ def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-TOTAL = "all tasks"
-
-
 def calibration_sentences(result: Result) -> list[str]:
     """What each calibration gained over all tasks of a language, and how much of the gap to the original it closed."""
     return [
@@ -256,7 +253,7 @@ def _gain_sentence(row: str, before: str, gain: Mapping[str, Any]) -> str:
         gap = f"{part} % of the gap to the original ({low} to {high})"
     low, high = (f"{100 * gain[key]:+.1f}" for key in ("low", "high"))
     return (
-        f"{row}, {language}, all tasks: {percent(gain['after'])}, {before} {percent(gain['before'])}: "
+        f"{row}, {language}, {TOTAL}: {percent(gain['after'])}, {before} {percent(gain['before'])}: "
         f"{100 * gain['difference']:+.1f} points (95 % interval {low} to {high}, n\u00a0=\u00a0{gain['n']}); {gap}"
     )
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,14 +28,14 @@ from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
 from lep.calibration.method import Calibration
 from lep.calibration.tuning import Tuning
-from lep.calibrator import Calibrator
+from lep.calibrator import Calibrator, find_inputs
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, calibrations, check_context, plain, planned_stages, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
-from lep.memory import propagation_bytes
+from lep.memory import peak_memory_bytes, propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
@@ -176,8 +174,9 @@ def make_plan(config: DictConfig) -> Plan:
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
     calibrated = {name: build(node) for name, node in calibrations(config).items()}
-    for method in calibrated.values():
-        method.instructions.fingerprint()  # files that are missing are told now
+    if instruct_dir:
+        for method in calibrated.values():
+            find_inputs(method, instruct_dir)
     return Plan(config, store, base_dir, instruct_dir, base, instruct, adapted_dir, compared, stages, calibrated)
 
 
@@ -425,18 +424,28 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
 
 def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]) -> Trainer:
     """Lightning's trainer for a number of optimizer steps."""
-    return build(
-        config.trainer,
+    return build_trainer(
+        config,
+        loggers,
+        callbacks,
         max_steps=config.training.steps,
-        max_epochs=-1,
         gradient_clip_val=config.training.gradient_clip,
         log_every_n_steps=config.training.log_every_steps,
         val_check_interval=config.training.validate_every_steps * config.trainer.get("accumulate_grad_batches", 1),
         check_val_every_n_epoch=None,
+    )
+
+
+def build_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any], **settings: Any) -> Trainer:
+    """What all training has in common: it ends at a number of steps, not of epochs."""
+    return build(
+        config.trainer,
+        max_epochs=-1,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         logger=loggers,
         callbacks=callbacks,
+        **settings,
     )
 
 
@@ -488,20 +497,17 @@ def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrat
     config = plan.config
 
     def make_trainer(tuning: Tuning, steps: int, row: str, checkpoint: LastCheckpoint) -> Trainer:
-        return build(
-            config.trainer,
+        return build_trainer(
+            config,
+            loggers,
+            [checkpoint, *([TrainingProgress(row)] if config.trainer.enable_progress_bar else [])],
             max_steps=steps,
-            max_epochs=-1,
             accumulate_grad_batches=tuning.accumulate,
             devices=1,
             strategy="auto",
             gradient_clip_val=tuning.gradient_clip,
             log_every_n_steps=tuning.log_every_steps,
             limit_val_batches=0,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            logger=loggers,
-            callbacks=[checkpoint, *([TrainingProgress(row)] if config.trainer.enable_progress_bar else [])],
         )
 
     return Calibrator(
@@ -553,12 +559,10 @@ def judge_and_calibrate(
     """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone."""
     yield judge.judge(candidate, export_dir=export_dir)
     for calibrated, said in calibrator.calibrated(candidate):
-        if export_dir is None:
-            yield replace(judge.judge(calibrated), calibration=said)
-            continue
-        out_dir = export_dir.with_name(calibrated.name.replace(" ", ""))
+        out_dir = export_dir and export_dir.with_name(calibrated.name.replace(" ", ""))
         judged = judge.judge(calibrated, export_dir=out_dir)
-        judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=export_dir)
+        if export_dir and out_dir:
+            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=export_dir)
         yield replace(judged, calibration=said)
 
 
@@ -654,9 +658,3 @@ def describe_training(history: list[dict[str, float]], config: DictConfig) -> di
         "tokens_per_second": float(np.median(rates)),
         "steps": config.training.steps,
     }
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

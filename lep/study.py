@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lep.report import TOTAL, percent, task_name
-from lep.results import Result, Row, read_result
+from lep.report import percent, task_name
+from lep.results import TOTAL, Result, Row, read_result
 
 
 def read_study(folder: Path) -> list[Result]:

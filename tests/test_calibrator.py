@@ -15,13 +15,15 @@ from pico_models import identity_operator, pico_model, pico_tokenizer
 from lep import calibrator as calibrators
 from lep.artifacts import Store
 from lep.calibration.adapter import read_adapter
-from lep.calibration.answering import SelfAnswers
-from lep.calibration.conversations import Conversation
+from lep.calibration.answering import Rating, SelfAnswers
+from lep.calibration.conversations import Conversation, MicroWorldChats
+from lep.calibration.copying import CopyTasks, MicroWorldCopies
 from lep.calibration.filtering import AnswerFilters
 from lep.calibration.method import Calibration
 from lep.calibration.tuning import Tuning
-from lep.calibrator import Calibrator
+from lep.calibrator import Calibrator, find_inputs
 from lep.callbacks import Candidate, Judge
+from lep.corpus import TextFiles
 from lep.embeddings import open_embeddings, read_embeddings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
@@ -172,3 +174,34 @@ def test_no_answer_left_is_an_error_that_says_why(tmp_path: Path, instruct_dir: 
     carried = Candidate("swap", read_embeddings(instruct_dir), None, {})
     with pytest.raises(ValueError, match="none of 2 answers"):
         list(calibrator(tmp_path, instruct_dir, answers=answers).calibrated(carried))
+
+
+def test_what_a_calibration_needs_is_looked_for_before_any_work(instruct_dir: Path):
+    find_inputs(Calibration(Chats(), TUNING), instruct_dir)
+    with pytest.raises(ValueError, match=r"tuning.modules=nope is no linear map .* down_proj, gate_proj, k_proj"):
+        find_inputs(Calibration(Chats(), replace(TUNING, modules=["nope"])), instruct_dir)
+    rating = Rating("/nowhere", "{question} {answer}")
+    with pytest.raises(ValueError, match=r"answers.rating.model=/nowhere is no model directory"):
+        find_inputs(Calibration(Chats(), TUNING, SelfAnswers(4, rating=rating)), instruct_dir)
+    texts = CopyTasks(TextFiles(("/nowhere/*.txt",), key="instructions.texts"), 3, (5, 9))
+    with pytest.raises(ValueError, match=r"instructions.texts: no file matches"):
+        find_inputs(Calibration(Chats(), TUNING, copies=texts), instruct_dir)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(TUNING, learning_rate=-1), "tuning.learning_rate=-1"),
+        (lambda: replace(TUNING, block_size=0), "tuning.block_size=0"),
+        (lambda: SelfAnswers(0), "answers.max_new_tokens=0"),
+        (lambda: SelfAnswers(8, questions=0), "answers.questions=0"),
+        (lambda: AnswerFilters(min_script_share=2), "filters.min_script_share=2"),
+        (lambda: AnswerFilters(scripts=["Martian"]), "filters.scripts=Martian"),
+        (lambda: CopyTasks(TextFiles(("x",)), 3, (5, 2)), r"copies.characters=\[5, 2\]"),
+        (lambda: MicroWorldChats(0), "instructions.source.count=0"),
+        (lambda: MicroWorldCopies(0), "copies.count=0"),
+    ],
+)
+def test_impossible_settings_are_refused_when_they_are_read(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -216,3 +216,9 @@ def test_a_variant_may_have_a_learning_rate_of_its_own() -> None:
     assert composed("tokenizer=bpe").training.learning_rate == model.learning_rate
     other = composed("tokenizer=unigram", "model=smollm2_135m")
     assert other.training.learning_rate == other.model.adaptation.learning_rate
+
+
+def test_what_a_target_says_of_its_arguments_is_said_in_its_own_words() -> None:
+    node = OmegaConf.create({"_target_": "lep.calibration.conversations.MicroWorldChats", "count": 0})
+    with pytest.raises(ValueError, match=r"^instructions.source.count=0 asks nothing. Give 1 or more.$"):
+        build(node)

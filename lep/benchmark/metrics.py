@@ -208,5 +208,10 @@ def r_precision(scores: Sequence[float] | np.ndarray, relevant: Sequence[int]) -
 
 def script_share(text: str, script: str) -> float | None:
     """Share of the text's letters that are of a Unicode script ("Cyrillic", "Latin"); None where it has no letter."""
-    letters = len(regex.findall(r"\p{L}", text))
-    return len(regex.findall(rf"(?=\p{{L}})\p{{{script}}}", text)) / letters if letters else None
+    letters = num_letters(text)
+    return num_letters(text, script) / letters if letters else None
+
+
+def num_letters(text: str, script: str | None = None) -> int:
+    """How many letters there are, of a Unicode script where one is named."""
+    return len(regex.findall(r"\p{L}" if script is None else rf"(?=\p{{L}})\p{{{script}}}", text))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lep.benchmark.metrics import Difference, paired_difference, recovered_share
-from lep.results import Score
+from lep.results import TOTAL, Score
 
 Stop = Literal["end of turn", "other end token", "newline", "never"]
 STOPS: tuple[Stop, ...] = ("end of turn", "other end token", "newline", "never")
@@ -114,7 +114,7 @@ def _with_totals(records: Sequence[Record]) -> dict[str, list[Record]]:
     """By task and language, and those of each language together."""
     groups = group_by_key(records)
     for record in records:
-        groups.setdefault(f"all tasks/{record.language}", []).append(record)
+        groups.setdefault(f"{TOTAL}/{record.language}", []).append(record)
     return groups
 
 

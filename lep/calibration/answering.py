@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.benchmark.asking import Answer, Journal, Query, ask
-from lep.benchmark.scoring import end_tokens, render_chat
+from lep.benchmark.scoring import end_tokens, render_chat, render_messages
 from lep.calibration.conversations import Conversation, Turn
 from lep.calibration.filtering import Answered, AnswerFilters
 
@@ -65,6 +65,10 @@ class SelfAnswers:
     rating: Rating | None = None
 
     def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"answers.max_new_tokens={self.max_new_tokens} leaves nothing to say. Give 1 or more")
+        if self.questions is not None and self.questions < 1:
+            raise ValueError(f"answers.questions={self.questions} asks nothing. Give 1 or more, or null for all")
         if self.engine not in ("auto", "transformers", "vllm"):
             raise ValueError(f"answers.engine={self.engine} is unknown. Give auto, transformers or vllm")
         if self.engine == "vllm" and not vllm_is_here():
@@ -107,7 +111,7 @@ def questions_of(
 
 def render_question(tokenizer: PreTrainedTokenizerFast, question: Conversation) -> str:
     """The turns in the model's chat format, with the assistant's turn opened after them."""
-    return str(tokenizer.apply_chat_template(question.messages(), add_generation_prompt=True, tokenize=False))
+    return render_messages(tokenizer, question.messages())
 
 
 def own_answers(

@@ -377,6 +377,10 @@ class MicroWorldChats:
     benchmark_seed: int = 0
     benchmark_items: int = 200
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"instructions.source.count={self.count} asks nothing. Give 1 or more.")
+
     def read(self, dropped: Counter[str] | None = None) -> Iterator[Conversation]:
         items = benchmark_items(seed=self.benchmark_seed, items_per_task=self.benchmark_items)
         asked = {item.prompt for item in items if not item.task.startswith("facts")}

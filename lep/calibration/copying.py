@@ -56,11 +56,7 @@ def copy_tasks(
 
     Reads all documents, and remembers `count` passages of each language. ValueError if there are too few passages.
     """
-    least, most = characters
-    if not 0 < least <= most:
-        raise ValueError(f"copies.characters={list(characters)} must be two lengths, the first above 0 and no larger.")
-    if count < 1:
-        raise ValueError(f"copies.count={count} must be at least 1; without copy tasks leave them out altogether.")
+    _check_size(count, characters)
     wordings = read_wordings() if wordings is None else wordings
     chosen = choose_passages(
         documents,
@@ -73,6 +69,17 @@ def copy_tasks(
     tasks = [_task(text, wordings[language], rank) for language, of in chosen.items() for rank, text in of]
     random.Random(seed).shuffle(tasks)
     return tasks
+
+
+def _check_size(count: int, characters: Sequence[int]) -> None:
+    if len(characters) != 2 or not 0 < characters[0] <= characters[1]:
+        raise ValueError(f"copies.characters={list(characters)} must be two lengths, the first above 0 and no larger.")
+    _check_count(count)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"copies.count={count} must be at least 1; without copy tasks leave them out altogether.")
 
 
 def _task(passage: str, wordings: Sequence[str], rank: int) -> Conversation:
@@ -205,6 +212,9 @@ class CopyTasks:
     seed: int = 0
     wordings: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_size(self.count, self.characters)
+
     def read(
         self, dropped: Counter[str] | None = None, *, exclude: Container[int] = frozenset()
     ) -> Iterator[Conversation]:
@@ -238,6 +248,9 @@ class MicroWorldCopies:
     seed: int = 0
     benchmark_seed: int = 0
     benchmark_items: int = 200
+
+    def __post_init__(self) -> None:
+        _check_count(self.count)
 
     def read(
         self, dropped: Counter[str] | None = None, *, exclude: Container[int] = frozenset()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import regex
 
+from lep.benchmark.metrics import num_letters
 from lep.calibration.conversations import Conversation
 
 KEPT = "kept"
@@ -48,6 +49,15 @@ class AnswerFilters:
     def __post_init__(self) -> None:
         if self.ngram < 1:
             raise ValueError(f"filters.ngram={self.ngram} is below 1. Give the words of a phrase, such as 4")
+        for name in ("max_repeated_share", "min_script_share"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"filters.{name}={share} is no share. Give 0 to 1")
+        for script in self.scripts:
+            try:
+                num_letters("", script)
+            except regex.error:
+                raise ValueError(f"filters.scripts={script} is no Unicode script. Give such as Cyrillic") from None
         if self.as_asked and not self.scripts:
             raise ValueError("filters.as_asked needs filters.scripts to choose from, such as [Cyrillic, Latin]")
 
@@ -104,17 +114,12 @@ def repeated_share(text: str, n: int) -> float:
 
 def script_share(text: str, scripts: Sequence[str]) -> float:
     """Share of the text's letters that are of any of the scripts; 1 where it has no letter."""
-    counts = _letters(text, scripts)
-    total = len(regex.findall(r"\p{L}", text))
-    return sum(counts.values()) / total if total else 1.0
+    total = num_letters(text)
+    return sum(num_letters(text, script) for script in scripts) / total if total else 1.0
 
 
 def main_script(text: str, scripts: Sequence[str]) -> str | None:
     """Of the scripts, the one that most letters of the text are of; None where none is."""
-    counts = _letters(text, scripts)
+    counts = {script: num_letters(text, script) for script in scripts}
     best = max(counts, key=counts.__getitem__)
     return best if counts[best] else None
-
-
-def _letters(text: str, scripts: Sequence[str]) -> dict[str, int]:
-    return {script: len(regex.findall(rf"(?=\p{{L}})\p{{{script}}}", text)) for script in scripts}

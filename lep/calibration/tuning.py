@@ -7,7 +7,7 @@ curve, checkpoints and resuming are the same. Sources: paper, self-calibration a
 
 # B batch, L block, V vocabulary, D hidden, R rank
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +62,9 @@ class Tuning:
         _check({*self.tables} <= {"input", "output"}, "tables", self.tables, "some of input, output")
         _check(0 <= self.warmup_share < 1, "warmup_share", self.warmup_share, "at least 0 and below 1")
         _check(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _check(self.learning_rate >= 0, "learning_rate", self.learning_rate, "0 or more")
+        _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _check(self.block_size >= 2, "block_size", self.block_size, "2 tokens or more")
         whole = self.blocks_at_once >= 1 and self.batch_size >= 1 and self.batch_size % self.blocks_at_once == 0
         _check(whole, "batch_size", self.batch_size, f"a multiple of blocks_at_once={self.blocks_at_once}")
 
@@ -145,10 +148,7 @@ def put_lora_into_(body: PreTrainedModel, tuning: Tuning) -> None:
     """
     peft = load_peft()
     maps = [name for name, module in body.named_modules() if isinstance(module, torch.nn.Linear)]
-    own = sorted({_last(name) for name in maps})
-    unknown = [name for name in tuning.modules if name not in own]
-    if unknown:
-        raise ValueError(f"tuning.modules={unknown[0]} is no linear map of the model, which has {', '.join(own)}")
+    check_modules(tuning, maps)
     last = int(body.config.get_text_config().num_hidden_layers) - 1
     layers = ("layers.",) if tuning.layers == "all" else ("layers.0.", f"layers.{last}.")
     chosen = [name for name in maps if name.startswith(layers) and _last(name) in tuning.modules]
@@ -157,6 +157,14 @@ def put_lora_into_(body: PreTrainedModel, tuning: Tuning) -> None:
     for parameter in body.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def check_modules(tuning: Tuning, maps: Iterable[str]) -> None:
+    """ValueError if a name that gets LoRA is none of the model's linear maps, which are given by their full names."""
+    own = sorted({_last(name) for name in maps})
+    unknown = [name for name in tuning.modules if name not in own]
+    if unknown:
+        raise ValueError(f"tuning.modules={unknown[0]} is no linear map of the model, which has {', '.join(own)}")
 
 
 def _last(name: str) -> str:

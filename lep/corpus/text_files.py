@@ -34,6 +34,7 @@ class TextFiles:
     text_field: str = "text"
     language: str | None = None
     language_field: str | None = None
+    key: str = "corpus.paths"  # what errors call `paths`
 
     def __post_init__(self) -> None:
         paths = (self.paths,) if isinstance(self.paths, (str, os.PathLike)) else self.paths
@@ -47,10 +48,8 @@ class TextFiles:
     def files(self) -> list[Path]:
         """The files, each once. Raises ValueError for a pattern that matches none, and for a format nobody reads."""
         if not self.paths:
-            raise ValueError(
-                "corpus.paths is empty; give files or globs, such as corpus.paths=[~/texts/**/*.jsonl.zst]"
-            )
-        files = matching_files(self.paths)
+            raise ValueError(f"{self.key} is empty; give files or globs, such as {self.key}=[~/texts/**/*.jsonl.zst]")
+        files = matching_files(self.paths, key=self.key)
         for path in files:
             _format(path)
         return files
@@ -62,7 +61,8 @@ class TextFiles:
     def fingerprint(self) -> dict:
         stats = [(str(path), path.stat()) for path in self.files()]
         files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        return {"source": "text files", **asdict(self), "paths": files}
+        settings = {name: value for name, value in asdict(self).items() if name != "key"}
+        return {"source": "text files", **settings, "paths": files}
 
     def _documents_of(self, path: Path) -> Iterator[Document]:
         try:

@@ -53,8 +53,9 @@ def export_model(
     The report holds `checks` and `servers` by name, `left_out` (entries and files that could not come along), `rows`.
     """
     instruct_tokenizer = load_tokenizer(instruct_dir, key="model.instruct")
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    padded = pad_tables(tables, tokens, pad_to, unused=read_vocabulary(tokenizer).unassigned)
+    vocabulary = read_vocabulary(tokenizer)
+    tokens = len(vocabulary)
+    padded = pad_tables(tables, tokens, pad_to, unused=vocabulary.unassigned)
     rows = padded.input.shape[0]
     ids = id_map(instruct_tokenizer, tokenizer)
     sources = {name: _read(instruct_dir / name) for name in (CONFIG_FILE, GENERATION_FILE)}

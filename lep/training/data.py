@@ -9,6 +9,7 @@ on exactly where its checkpoint stood; windows that score each held-out token on
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -74,7 +75,7 @@ class BlockBatches:
 
     def order(self) -> np.ndarray:
         """The places of all blocks in the order of this epoch."""
-        return np.random.default_rng((self.seed, self._epoch)).permutation(len(self.blocks))
+        return _order(self.seed, self._epoch, len(self.blocks))
 
     def batch(self, indices: np.ndarray) -> Any:
         """The blocks at these places as the trainer gets them."""
@@ -102,6 +103,11 @@ class BlockBatches:
             "num_devices": self.world_size,
             "batches_per_epoch": self._batches,
         }
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def stack_blocks(blocks: Blocks, indices: Sequence[int] | np.ndarray) -> Tensor:
