@@ -2,9 +2,10 @@
 
     python benchmarks/train_tokenizers.py texts/*.jsonl.gz --base DIR --sizes 32000 128000
 
-DIR holds the tokenizer of the base model, whose family the vocabularies of `lep` keep. Every row is a process of its
-own, so that its peak is its own. One document in twelve is held out, by the hash of its source; characters a token are
-of the held-out documents of the files whose name starts with --judged.
+DIR holds the tokenizer of the base model, whose family the vocabularies of `lep` keep. Every vocabulary is learnt in a
+process of its own, so that its peak is its own. One document in --parts is held out, by the hash of its source;
+characters a token are of the held-out documents of the files whose name starts with --judged, with the standard error
+over documents. A dozen books say little: `--parts 4 --folds 4` learns four times and judges on every book once.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import sentencepiece
 from rich.console import Console
@@ -25,6 +28,7 @@ from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 
+from lep.benchmark.metrics import ratio_and_stderr
 from lep.checkpoints import load_tokenizer
 from lep.corpus import CorpusFilters
 from lep.corpus.filters import clean
@@ -43,8 +47,8 @@ FILTERS = CorpusFilters(tidy_whitespace=True)
 class Texts:
     """The texts to train on, or the held-out ones, cleaned, read anew by every iteration."""
 
-    def __init__(self, paths: list[Path], *, held_out: bool) -> None:
-        self.paths, self.held_out = paths, held_out
+    def __init__(self, paths: list[Path], *, held_out: bool, parts: int = 12, fold: int = 0) -> None:
+        self.paths, self.held_out, self.parts, self.fold = paths, held_out, parts, fold
 
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
@@ -52,7 +56,7 @@ class Texts:
                 for line in stream:
                     record = json.loads(line)
                     digest = hashlib.sha256(f"{path.name} {record['source']}".encode()).digest()
-                    if (digest[0] % 12 == 0) == self.held_out:
+                    if (digest[0] % self.parts == self.fold) == self.held_out:
                         yield clean(record["text"], FILTERS).text
 
 
@@ -109,22 +113,17 @@ WAYS = {
 }
 
 
-def measure(way: str, base: Path, paths: list[Path], size: int, judged: str) -> dict[str, float]:
-    """Train once in this process; seconds and peak of the training alone, then characters a token."""
+def measure(way: str, base: Path, paths: list[Path], size: int, judged: str, parts: int, fold: int) -> dict[str, Any]:
+    """Train once in this process: seconds and peak of the training alone, (characters, tokens) of each document."""
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a corpus too small for the size is seen in the table
-        count = WAYS[way](base, Texts(paths, held_out=False), size)
+        count = WAYS[way](base, Texts(paths, held_out=False, parts=parts, fold=fold), size)
     seconds = time.perf_counter() - started
     peak = peak_memory_bytes()
-    texts = list(Texts([path for path in paths if path.name.startswith(judged)], held_out=True))
-    tokens = sum(map(count, texts))
-    return {
-        "seconds": seconds,
-        "peak": peak,
-        "characters_per_token": sum(map(len, texts)) / max(tokens, 1),
-        "documents": len(texts),
-    }
+    judged_paths = [path for path in paths if path.name.startswith(judged)]
+    texts = Texts(judged_paths, held_out=True, parts=parts, fold=fold)
+    return {"seconds": seconds, "peak": peak, "documents": [(len(text), count(text)) for text in texts]}
 
 
 def main() -> None:
@@ -134,27 +133,35 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32_000])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--judged", default="ru_fiction", help="files to judge on: how their names start")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # one row, as JSON
+    parser.add_argument("--parts", type=int, default=12, help="one document in so many is held out")
+    parser.add_argument("--folds", type=int, default=1, help="how many of the parts are held out in turn")
+    parser.add_argument("--alone", type=int, metavar="FOLD", help=argparse.SUPPRESS)  # one fold of one row, as JSON
     given = parser.parse_args()
-    if given.alone:
-        print(json.dumps(measure(given.ways[0], given.base, given.paths, given.sizes[0], given.judged)))
+    if given.alone is not None:
+        way, size = given.ways[0], given.sizes[0]
+        print(json.dumps(measure(way, given.base, given.paths, size, given.judged, given.parts, given.alone)))
         return
     table = Table("vocabulary", "tokens", "seconds", "peak memory, MiB", "characters a token", "held-out documents")
     console = Console()
     for size in given.sizes:
         for way in given.ways:
-            with console.status(f"{way}, {size:,} tokens"):
-                row = alone(way, size, given)
-            figures = (f"{row['seconds']:.1f}", f"{row['peak'] / MEBIBYTE:,.0f}", f"{row['characters_per_token']:.3f}")
-            table.add_row(way, f"{size:,}", *figures, str(row["documents"]))
+            found = []
+            for fold in range(given.folds):
+                with console.status(f"{way}, {size:,} tokens, fold {fold + 1} of {given.folds}"):
+                    found.append(alone(way, size, fold, given))
+            seconds, peak = mean(row["seconds"] for row in found), max(row["peak"] for row in found)
+            characters, tokens = zip(*(document for row in found for document in row["documents"]), strict=True)
+            ratio, error = ratio_and_stderr(characters, tokens)
+            figures = (f"{seconds:.1f}", f"{peak / MEBIBYTE:,.0f}", f"{ratio:.3f} ± {error:.3f}", str(len(tokens)))
+            table.add_row(way, f"{size:,}", *figures)
             console.print(f"{way}, {size:,}: {', '.join(figures)}", highlight=False)
     console.print(table)
 
 
-def alone(way: str, size: int, given: argparse.Namespace) -> dict[str, float]:
-    """One row, from a process of its own."""
-    arguments = ["--alone", "--base", str(given.base), "--sizes", str(size), "--judged", given.judged, "--ways", way]
-    command = [sys.executable, __file__, *map(str, given.paths), *arguments]
+def alone(way: str, size: int, fold: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One fold of one row, from a process of its own."""
+    arguments = ["--alone", str(fold), "--parts", str(given.parts), "--base", str(given.base), "--sizes", str(size)]
+    command = [sys.executable, __file__, *map(str, given.paths), *arguments, "--judged", given.judged, "--ways", way]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
