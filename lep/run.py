@@ -146,6 +146,7 @@ def quieten() -> None:
         ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
         "Found .* module\\(s\\) in eval mode",  # the frozen body, on purpose
         "The .*dataloader.* does not have many workers",  # blocks come from a memory map
+        "The number of training batches .* is smaller than the logging interval",  # the last step is always logged
     ):
         warnings.filterwarnings("ignore", message=known)
 
