@@ -45,9 +45,11 @@ from lep.calibration.tuning import InstructionTuning, Tuning, TuningData, check_
 from lep.callbacks import Candidate, Judge, calibrated_name
 from lep.shards import tensor_files
 from lep.training import LastCheckpoint
+from lep.training.module import STATE_KEY
 
 ANSWERS_FILE, RATINGS_FILE, HISTORY_FILE = "answers.jsonl", "ratings.json", "history.json"
 Read = Callable[[Counter[str]], Iterator[Conversation]]  # what a source leaves out is counted there, by reason
+LogAgain = Callable[[list[dict[str, float]], bool], None]  # the curve, and whether it was recorded whole
 MakeTrainer = Callable[[Tuning, int, str, LastCheckpoint], pl.Trainer]
 
 
@@ -73,6 +75,7 @@ class Calibrator:
 
     methods: by name. on: names of the candidates they apply to. key: what the tuned weights depend on beside data,
     model and tuning (seed, trainer). make_trainer: of a tuning, its steps, the row's name and its checkpoint.
+    log_again: gives loggers a curve that an earlier process recorded, whole or up to where it was killed.
     """
 
     judge: Judge
@@ -80,6 +83,7 @@ class Calibrator:
     on: Sequence[str]
     seed: int
     make_trainer: MakeTrainer
+    log_again: LogAgain
     key: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(self, candidate: Candidate) -> Iterator[tuple[Candidate, dict[str, Any]]]:
@@ -100,6 +104,8 @@ class Calibrator:
         )
         key = {"before": candidate.key, "tuned": artifact.key}
         curve = json.loads((artifact.path / HISTORY_FILE).read_text(encoding="utf-8"))
+        if artifact.cached:
+            self.log_again(_named(curve, row), True)
         said = {"before": candidate.name, "by": name, **counts, **artifact.facts, "curve": curve}
         return replace(candidate, name=row, key=key, adapter=artifact.path), said
 
@@ -138,6 +144,7 @@ class Calibrator:
             "questions": settings.questions,
             "max_new_tokens": settings.max_new_tokens,
             "engine": "vllm" if settings.uses_vllm else "transformers",
+            "device": self.judge.device.split(":")[0],  # near ties fall otherwise in another precision
         }
         artifact = self._make(
             "answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings)
@@ -214,10 +221,13 @@ class Calibrator:
         steps = tuning.steps(len(blocks))
         torch.manual_seed(self.seed)
         module = InstructionTuning(model, tuning, steps=steps)
-        module.logged_as = f"{row}/"
+        module.logged_as = _prefix(row)
         if steps:
             checkpoint = LastCheckpoint(bench, every_n_steps=tuning.checkpoint_every_steps)
             data = TuningData(blocks, batch_size=tuning.blocks_at_once, seed=self.seed)
+            if checkpoint.path is not None:
+                state = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+                self.log_again(_named(state[STATE_KEY]["history"], row), False)
             self.make_trainer(tuning, steps, row, checkpoint).fit(module, data, ckpt_path=checkpoint.path)
         write_adapter(out, module.tuned(), model, base=str(self.judge.instruct_dir))
         (out / HISTORY_FILE).write_text(json.dumps(module.history), encoding="utf-8")
@@ -228,6 +238,7 @@ class Calibrator:
             "block_size": block_size,
             "filled": blocks.filled,
             "steps": steps,
+            "blocks left out": len(blocks) - steps * tuning.batch_size // max(tuning.epochs, 1),
             "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "seconds": time.monotonic() - started,
         }
@@ -245,6 +256,16 @@ class Calibrator:
         artifact = self.judge.store.get_or_build(kind, name, inputs, into)
         shutil.rmtree(bench, ignore_errors=True)
         return artifact
+
+
+def _prefix(row: str) -> str:
+    """What the loggers' names of a row's curve begin with."""
+    return f"{row}/"
+
+
+def _named(history: list[dict[str, float]], row: str) -> list[dict[str, float]]:
+    """A recorded curve under the names that the loggers know it by."""
+    return [{name if name == "step" else _prefix(row) + name: value for name, value in at.items()} for at in history]
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerFast) -> int:

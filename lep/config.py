@@ -170,6 +170,12 @@ def _check_calibration(config: DictConfig) -> None:
             f"calibration.on={on} must name propagations of this run ({', '.join(config.propagation)}), or original. "
             "Name one of them, or add its rule: propagation=all"
         )
+    idle = [name for name, node in named.items() if node.answers is not None and on == ["original"]]
+    if idle:
+        raise ValueError(
+            f"calibration={','.join(idle)} with calibration.on={on} has nothing to do: its own answers teach the original "
+            "nothing. Name a propagation in calibration.on, or use calibration=instruct"
+        )
     if named and importlib.util.find_spec("peft") is None:
         raise ValueError(
             f"calibration={','.join(named)} needs peft, which is not installed: pip install 'lep[calibration]'"

@@ -341,7 +341,7 @@ def fit_tables(
         trainer.validate(module, data, verbose=False)  # bits per byte of the initialised tables
     else:
         state = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
-        log_again([logger for logger in loggers if isinstance(logger, CSVLogger)], state[STATE_KEY]["history"])
+        log_again(loggers, state[STATE_KEY]["history"], whole=False)
     trainer.fit(module, data, ckpt_path=checkpoint.path)
     return module.history
 
@@ -378,10 +378,11 @@ def device_of(config: DictConfig) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def log_again(loggers: list[Logger], history: list[dict[str, float]]) -> None:
-    """Give a curve that was recorded before to loggers whose files begin anew."""
+def log_again(loggers: list[Logger], history: list[dict[str, float]], *, whole: bool = True) -> None:
+    """Give a curve that was recorded before to loggers whose files begin anew: all, or CSV alone if it goes on."""
+    anew = [logger for logger in loggers if whole or isinstance(logger, CSVLogger)]
     for row in history:
-        for logger in loggers:
+        for logger in anew:
             logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
 
@@ -516,6 +517,7 @@ def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrat
         on=tuple(config.calibration.on),
         seed=config.seed,
         make_trainer=make_trainer,
+        log_again=lambda curve, whole: log_again(loggers, curve, whole=whole),
         key={"accelerator": config.trainer.accelerator, "precision": config.trainer.precision},
     )
 

@@ -68,7 +68,9 @@ def instruct_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def calibrator(root: Path, instruct_dir: Path, kill_at: int | None = None, **method: Any) -> Calibrator:
+def calibrator(
+    root: Path, instruct_dir: Path, kill_at: int | None = None, again: list[Any] | None = None, **method: Any
+) -> Calibrator:
     tokenizer = pico_tokenizer(300)
     judge = Judge(
         store=Store(root),
@@ -98,7 +100,15 @@ def calibrator(root: Path, instruct_dir: Path, kill_at: int | None = None, **met
         )
 
     how = Calibration(**{"instructions": Chats(), "tuning": TUNING} | method)
-    return Calibrator(judge, {"how": how}, ["original", "swap"], seed=0, make_trainer=make_trainer)
+    logged = again.append if again is not None else lambda _: None
+    return Calibrator(
+        judge,
+        {"how": how},
+        ["original", "swap"],
+        seed=0,
+        make_trainer=make_trainer,
+        log_again=lambda curve, whole: logged((whole, curve)),
+    )
 
 
 def original() -> Candidate:
@@ -116,14 +126,19 @@ def test_a_killed_calibration_goes_on_to_the_same_weights_and_is_then_done(tmp_p
     with pytest.raises(Killed):
         list(calibrator(tmp_path / "killed", instruct_dir, kill_at=5).calibrated(original()))
     assert list((tmp_path / "killed" / "unfinished").glob("tuned-*/last.ckpt"))
-    ((resumed, again),) = calibrator(tmp_path / "killed", instruct_dir).calibrated(original())
+    logged = list[Any]()
+    ((resumed, again),) = calibrator(tmp_path / "killed", instruct_dir, again=logged).calibrated(original())
     assert curve(again) == curve(said) and resumed.adapter is not None
+    ((finished, before),) = logged
+    assert not finished and [row["step"] for row in before] == [row["step"] for row in again["curve"][: len(before)]]
+    assert before[0]["original + how/train/loss"] == again["curve"][0]["train/loss"] and len(before) == 4
     ours, theirs = read_adapter(resumed.adapter), read_adapter(whole.adapter)
     assert ours.output is not None and theirs.output is not None and torch.equal(ours.output, theirs.output)
     assert all(torch.equal(ours.change(name), theirs.change(name)) for name in theirs.changes)
     assert not list((tmp_path / "killed" / "unfinished").iterdir())
-    ((cached, _),) = calibrator(tmp_path / "killed", instruct_dir, kill_at=1).calibrated(original())
+    ((cached, _),) = calibrator(tmp_path / "killed", instruct_dir, kill_at=1, again=logged).calibrated(original())
     assert cached.adapter == resumed.adapter
+    assert logged[1][0] and [row["step"] for row in logged[1][1]] == [row["step"] for row in again["curve"]]
 
 
 def test_other_instructions_and_settings_make_other_artifacts(tmp_path: Path, instruct_dir: Path):

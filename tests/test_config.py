@@ -113,6 +113,7 @@ def test_several_options_of_a_group_at_once():
         (["calibration=self", "calibration.on=[dance]"], "calibration.on=['dance']"),
         (["calibration=[self,instruct]", "propagation=swap"], "calibration.on=['conversion']"),
         (["calibration=self", "calibration.on=[]"], "calibration.on=[]"),
+        (["calibration=[self,instruct]", "calibration.on=[original]"], "calibration=self with calibration.on"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
@@ -156,9 +157,27 @@ def test_calibrations_have_the_settings_of_the_paper():
     found = {name: [tuning[key] for key in chosen] for name, tuning in tunings.items()}
     assert found["self"] == [8, 1, "first_and_last", ["input", "output"], 2.5e-5, 0.1, 64, 1, 8096]
     assert found["instruct"] == [32, 16, "all", ["output"], 5e-5, 0.05, 128, 1, 4096] == found["instruct_copy"]
-    assert own.instruct.copies is None and own.instruct_copy.copies.count == own.self.copies.count
+    assert own.instruct.copies is None
     built = build(own.self)
     assert list(built.answers.filters.scripts) == ["Cyrillic", "Latin"] and not built.answers.rates
+
+
+def test_copies_are_as_many_as_the_paper_has_unless_said_otherwise(tmp_path: Path):
+    (tmp_path / "chats.jsonl").touch()
+    files = ["instructions=files", f"instructions.paths=[{tmp_path}/chats.jsonl]", f"instructions.texts=[{tmp_path}/*]"]
+    named = ["calibration=[self,instruct_copy]", *files]
+    for overrides, expected in ((named, [10_000, 2_000]), ([*named, "instructions.copies.count=20"], [20, 20])):
+        calibration = composed(*overrides).calibration
+        assert [build(calibration[name]).copies.count for name in ("self", "instruct_copy")] == expected
+
+
+def test_the_micro_world_is_asked_nothing_that_the_benchmark_of_the_run_asks():
+    config = composed("calibration=self", "benchmark.micro.items_per_task=300", "benchmark.micro.seed=5")
+    built = build(config.calibration.self)
+    for source in (built.instructions, built.copies):
+        assert (source.benchmark_items, source.benchmark_seed) == (300, 5)
+    built = build(composed("calibration=self", "benchmark=none").calibration.self)
+    assert (built.instructions.benchmark_items, built.instructions.benchmark_seed) == (200, 0)
 
 
 def test_earlier_stages_are_implied():

@@ -73,12 +73,8 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
 
     The text is the template's own: whether it begins with BOS is the template's decision, as in `pipeline`.
     """
-    return render_messages(tokenizer, [{"role": "user", "content": prompt}])
-
-
-def render_messages(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> str:
-    """Turns, the last of them the user's, in the tokenizer's chat format; the assistant's turn opened after them."""
     _check_template(tokenizer)
+    messages = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 

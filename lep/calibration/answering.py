@@ -19,9 +19,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.benchmark.asking import Answer, Journal, Query, ask
-from lep.benchmark.scoring import end_tokens, render_chat, render_messages
+from lep.benchmark.scoring import end_tokens, render_chat
 from lep.calibration.conversations import Conversation, Turn
 from lep.calibration.filtering import Answered, AnswerFilters
+from lep.calibration.rendering import render_questions
 
 Engine = Literal["auto", "transformers", "vllm"]
 RATINGS = ("1", "2", "3", "4", "5")
@@ -103,15 +104,10 @@ def questions_of(
     Left out, and counted, are those that take more than `max_tokens` in the model's chat format.
     """
     asked = [conversation.prompt() for conversation in islice(conversations, limit)]
-    rendered = [render_question(tokenizer, question) for question in asked]
+    rendered = render_questions(asked, tokenizer)
     lengths = [len(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]] if rendered else []
     kept = [question for question, length in zip(asked, lengths, strict=True) if length <= max_tokens]
     return kept, len(asked) - len(kept)
-
-
-def render_question(tokenizer: PreTrainedTokenizerFast, question: Conversation) -> str:
-    """The turns in the model's chat format, with the assistant's turn opened after them."""
-    return render_messages(tokenizer, question.messages())
 
 
 def own_answers(
@@ -125,8 +121,8 @@ def own_answers(
 ) -> list[Answered]:
     """Greedy answers of the model in memory; those that the journal holds are not asked again."""
     queries = [
-        Query(str(i), render_question(tokenizer, question), max_new_tokens=max_new_tokens, chat=True)
-        for i, question in enumerate(questions)
+        Query(str(i), rendered, max_new_tokens=max_new_tokens, chat=True)
+        for i, rendered in enumerate(render_questions(questions, tokenizer))
     ]
     return _answered(questions, ask(model, tokenizer, queries, journal=journal, progress=progress))
 
@@ -148,7 +144,7 @@ def vllm_answers(
         stops = sorted(end_tokens(tokenizer))
         greedy = vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=stops)
         for chunk in _chunks(left):
-            rendered = [render_question(tokenizer, questions[i]) for i in chunk]
+            rendered = render_questions([questions[i] for i in chunk], tokenizer)
             rows = tokenizer(rendered, add_special_tokens=False)["input_ids"]
             outputs = engine.generate([{"prompt_token_ids": row} for row in rows], greedy)
             journal.add({str(i): asdict(_from_vllm(one.outputs[0])) for i, one in zip(chunk, outputs, strict=True)})

@@ -204,20 +204,24 @@ def read_wordings(path: str | Path | None = None) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class CopyTasks:
-    """Copy tasks as a source of conversations; for the settings see `copy_tasks`. wordings: a YAML file, or None."""
+    """Copy tasks as a source of conversations; for the settings see `copy_tasks`. wordings: a YAML file, or None.
+
+    count: None leaves it to the calibration, which must say it before anything is read.
+    """
 
     source: Source
-    count: int
+    count: int | None
     characters: tuple[int, int]
     seed: int = 0
     wordings: str | None = None
 
     def __post_init__(self) -> None:
-        _check_size(self.count, self.characters)
+        _check_size(1 if self.count is None else self.count, self.characters)
 
     def read(
         self, dropped: Counter[str] | None = None, *, exclude: Container[int] = frozenset()
     ) -> Iterator[Conversation]:
+        assert self.count is not None, "the calibration says how many"
         least, most = self.characters
         wordings = read_wordings(self.wordings)
         yield from copy_tasks(

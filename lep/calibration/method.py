@@ -1,7 +1,7 @@
 """A way to calibrate, as an option of the group `calibration` names it."""
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lep.calibration.answering import SelfAnswers
@@ -11,6 +11,9 @@ from lep.calibration.tuning import Tuning
 
 class CopySource(Protocol):
     """Where copy tasks come from; `exclude` are `fingerprints` of texts of which none may hold a sentence."""
+
+    @property
+    def count(self) -> int | None: ...
 
     def read(self, *, exclude: Container[int] = frozenset()) -> Iterator[Conversation]: ...
 
@@ -22,10 +25,17 @@ class Calibration:
     """A way to calibrate: what is learnt from, and how.
 
     answers: None learns the answers that stand in the instructions; otherwise the original model's own. copies: copy
-    tasks beside them, or None.
+    tasks beside them, or None. num_copies: how many, where their source leaves that open.
     """
 
     instructions: ConversationSource
     tuning: Tuning
     answers: SelfAnswers | None = None
     copies: CopySource | None = None
+    num_copies: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.copies is not None and self.copies.count is None:
+            if self.num_copies is None:
+                raise ValueError("instructions.copies.count and num_copies are both null. Say in one how many to make")
+            object.__setattr__(self, "copies", replace(self.copies, count=self.num_copies))  # type: ignore[type-var]

@@ -99,11 +99,6 @@ def render(
 
     ValueError if the tokenizer has no template, if the template refuses the turns, or if nothing is left.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer has no chat template, so there is no format to tune in. Use the tokenizer of an instruct "
-            "model, or copy its chat_template."
-        )
     renderer, counts, found = _Renderer(tokenizer, max_tokens), Counts(), list[Rendered]()
     with document_progress("rendering conversations") as advance:
         for batch in batched(conversations, weight=lambda _: 1, limit=_AT_ONCE):
@@ -119,6 +114,16 @@ def render(
     counts.tokens = sum(map(len, found))
     counts.answered_tokens = int(sum(one.answered.sum() for one in found))
     return found, counts
+
+
+def render_questions(questions: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Turns in the model's chat format up to where the answer begins, as `render` has them before the answer it learns.
+
+    So a system turn is folded where the template knows none, and a template that opens every answer with an empty
+    thought (Qwen3) has it here too: what is asked for is the answer that can be learnt.
+    """
+    template = _Template(tokenizer)
+    return [template.question(question) for question in questions]
 
 
 class _Renderer:
@@ -161,6 +166,7 @@ class _Renderer:
         cut = [number for i, number in shortened.items() if i in found]
         counts.cut += len(cut)
         counts.exchanges_cut += sum(cut)
+        counts.folded += sum(self._template.folds and conversations[i].turns[0].role == "system" for i in found)
         return [found[i] for i in sorted(found)]
 
     def _complete(self, conversation: Conversation, counts: Counts) -> Conversation | None:
@@ -176,8 +182,6 @@ class _Renderer:
         text = self._template.write(conversation)
         if text is None:
             counts.dropped["rewritten"] += 1
-        elif self._template.folds and conversation.turns[0].role == "system":
-            counts.folded += 1
         return text
 
     def _masked(self, text: _Text, encoding: Any) -> _Masked | None:
@@ -208,6 +212,11 @@ class _Template:
     """A chat template, and what it writes around the turns of any conversation with the same roles."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "the tokenizer has no chat template, so there is no format to tune in. Use the tokenizer of an "
+                "instruct model, or copy its chat_template."
+            )
         self._tokenizer = tokenizer
         self.folds = not self._knows_system()
         self._frame = cache(self._make_frame)
@@ -231,6 +240,12 @@ class _Template:
         answers = [(spans[i][0] - blank, spans[i][1], followed_by[spans[i]]) for i, blank in blanks.items()]
         return _Text(text, said, answers)
 
+    def question(self, conversation: Conversation) -> str:
+        """The text before the answer to the last turn, without the blanks that the answer is spoken with."""
+        turns = self._folded(conversation.turns)
+        before = _PLACES.split(self._apply([*turns, Turn("assistant", _PLACE.format(0))]))[0]
+        return before[: len(before) - _own_blanks(before, self._apply(turns, open_answer=True))]
+
     def _make_frame(self, roles: tuple[Any, ...]) -> _Frame:
         turns = [Turn(role, _PLACE.format(number)) for number, role in enumerate(roles)]
         opening, *rest = _PLACES.split(self._apply(turns))
@@ -245,8 +260,7 @@ class _Template:
         blanks = dict[int, int]()
         for number in (i for i, role in enumerate(roles) if role == "assistant"):
             opened = _PLACES.split(self._apply(turns[:number], open_answer=True))[-1]
-            left = before[number].removeprefix(opened) if before[number].startswith(opened) else ""
-            blanks[number] = len(left) if left.isspace() else 0
+            blanks[number] = _own_blanks(before[number], opened)
         return _Frame(opening, around, blanks)
 
     def _knows_system(self) -> bool:
@@ -272,6 +286,12 @@ class _Template:
             raise ValueError(
                 f"the chat template refuses turns of {roles}: {error}. Use conversations that it knows."
             ) from error
+
+
+def _own_blanks(before: str, opened: str) -> int:
+    """How many blanks stand before an answer that the opened turn of a prompt does not have: the answer's own."""
+    left = before.removeprefix(opened) if before.startswith(opened) else ""
+    return len(left) if left.isspace() else 0
 
 
 def _written(text: str, place: int, content: str, after: str, *, last: bool) -> str | None:

@@ -19,7 +19,7 @@ from lep.calibration.answering import (
     questions_of,
     rate,
     read_answers,
-    render_question,
+    render_questions,
     vllm_answers,
     write_answers,
 )
@@ -51,9 +51,8 @@ def test_only_what_is_said_before_the_first_answer_is_asked(tokenizer):
     turns = (Turn("system", "be kind"), Turn("user", "the cat"), Turn("assistant", "sat"), Turn("user", "and?"))
     (question,), _ = questions_of([Conversation(turns)], tokenizer, max_tokens=100)
     assert question.turns == turns[:2]
-    assert (
-        render_question(tokenizer, question) == "<|system|>\nbe kind<|end|>\n<|user|>\nthe cat<|end|>\n<|assistant|>\n"
-    )
+    expected = "<|system|>\nbe kind<|end|>\n<|user|>\nthe cat<|end|>\n<|assistant|>\n"
+    assert render_questions([question], tokenizer) == [expected]
 
 
 def test_questions_that_leave_no_room_are_counted(tokenizer):
@@ -65,7 +64,7 @@ def test_questions_that_leave_no_room_are_counted(tokenizer):
 
 def test_answers_are_greedy(model, tokenizer, questions):
     (found,) = own_answers(model, tokenizer, questions[:1], max_new_tokens=6, journal=Journal())
-    ids = tokenizer(render_question(tokenizer, questions[0]), add_special_tokens=False, return_tensors="pt")[
+    ids = tokenizer(render_questions([questions[0]], tokenizer)[0], add_special_tokens=False, return_tensors="pt")[
         "input_ids"
     ]
     written: list[int] = []
@@ -96,7 +95,7 @@ def test_a_killed_process_asks_nothing_twice(tmp_path: Path, model, tokenizer, q
     monkeypatch.setattr(asking, "generate", lambda *a, **how: asked.extend(a[2]) or real(*a, **how))
     resumed = own_answers(model, tokenizer, questions, max_new_tokens=4, journal=Journal(tmp_path / "journal"))
     assert resumed == whole
-    assert sorted(before + asked) == sorted(render_question(tokenizer, one) for one in questions)
+    assert sorted(before + asked) == sorted(render_questions(questions, tokenizer))
 
 
 def test_answers_come_back_from_their_file_as_they_were(tmp_path: Path, questions):
@@ -110,7 +109,7 @@ def test_the_judge_gives_the_likeliest_digit(model, tokenizer, questions):
     ratings = rate(model, tokenizer, answers, request=REQUEST, journal=Journal())
     for found, rating in zip(answers, ratings, strict=True):
         asked = f"Rate on the {{question}} to {found.question.turns[0].content}, 1 to 5."
-        text = render_question(tokenizer, Conversation((Turn("user", asked),)))
+        text = render_questions([Conversation((Turn("user", asked),))], tokenizer)[0]
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         digits = [tokenizer(digit, add_special_tokens=False)["input_ids"][0] for digit in "12345"]
         assert rating == 1 + int(model(ids).logits[0, -1, digits].argmax())
@@ -142,7 +141,7 @@ def test_vllm_is_given_the_same_ids_and_resumes_too(tmp_path: Path, tokenizer, q
     journal = Journal(tmp_path / "journal")
     found = vllm_answers(tmp_path, tokenizer, questions[:4], max_new_tokens=4, journal=journal)
     assert [one.ended for one in found] == ["end token", "budget"] * 2
-    rendered = [render_question(tokenizer, question) for question in questions[:4]]
+    rendered = render_questions(questions[:4], tokenizer)
     assert FakeEngine.asked == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     again = vllm_answers(tmp_path, tokenizer, questions[:5], max_new_tokens=4, journal=Journal(tmp_path / "journal"))
     assert again[:4] == found and len(FakeEngine.asked) == 5

@@ -2,6 +2,7 @@ import copy
 from functools import lru_cache
 from itertools import groupby
 
+import numpy as np
 import pytest
 from calibration.chats import FAMILIES, LLAMA3, MISTRAL, QWEN2, chat_tokenizer
 from hypothesis import given
@@ -10,6 +11,7 @@ from pico_models import pico_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lep.calibration import Conversation, Rendered, Turn, render
+from lep.calibration.rendering import render_questions
 from lep.chat import end_of_turn
 from lep.vocabulary import read_vocabulary
 
@@ -104,6 +106,8 @@ def test_a_system_turn_is_written_where_the_template_puts_it_or_before_the_first
         (rendered,), counts = render([WITH_SYSTEM], tokenizer, max_tokens=1000)
         found = runs(tokenizer, rendered)
         assert expected in found[0][1] and counts.folded == folded
+        _, counts = render([WITH_SYSTEM], tokenizer, max_tokens=len(rendered) - 1)
+        assert counts.cut == 1 and counts.folded == folded  # once, though it is written twice
         assert [text for learnt, text in found if learnt] == [text for learnt, text in EXPECTED[family] if learnt]
     (rendered,), _ = render([WITH_SYSTEM], chat_tokenizer("mistral_system"), max_tokens=1000)
     assert runs(chat_tokenizer("mistral_system"), rendered)[2] == (False, "[INST] be kind\n\nassistant [/INST]")
@@ -148,13 +152,19 @@ def test_a_prompt_and_its_answer_join_where_the_mask_begins(family: str):
     """What precedes an answer is what the model is asked with, so the first learnt token is the first it writes."""
     tokenizer = chat_tokenizer(family)
     conversation = Conversation.exchange("the cat", "Мария")
-    rendered = one(conversation, tokenizer)
-    prompt = tokenizer.apply_chat_template(
+    (prompt,) = render_questions([conversation.prompt()], tokenizer)
+    assert prompt == tokenizer.apply_chat_template(
         conversation.prompt().messages(), tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     if family == "llama3":  # this template opens the turn whether asked to or not
         assert prompt.endswith(HEADER("assistant"))
-    assert tokenizer(prompt, add_special_tokens=False)["input_ids"] == rendered.ids[~rendered.answered].tolist()
+    turns = (Turn("system", "be kind"), *conversation.turns)
+    for each in (conversation, Conversation(turns), TWO):
+        rendered, before = one(each, tokenizer), Conversation(each.turns[:-1])
+        (prompt,) = render_questions([before], tokenizer)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        last = len(rendered) - int(np.argmin(rendered.answered[::-1]))  # where the last answer begins
+        assert ids == rendered.ids[:last].tolist()
 
 
 def test_long_conversations_lose_whole_exchanges_at_their_end():
