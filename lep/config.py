@@ -173,8 +173,8 @@ def _check_calibration(config: DictConfig) -> None:
     idle = [name for name, node in named.items() if node.answers is not None and on == ["original"]]
     if idle:
         raise ValueError(
-            f"calibration={','.join(idle)} with calibration.on={on} has nothing to do: its own answers teach the original "
-            "nothing. Name a propagation in calibration.on, or use calibration=instruct"
+            f"calibration={','.join(idle)} with calibration.on={on} has nothing to do: its own answers teach the "
+            "original nothing. Name a propagation in calibration.on, or use calibration=instruct"
         )
     if named and importlib.util.find_spec("peft") is None:
         raise ValueError(

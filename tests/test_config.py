@@ -171,6 +171,15 @@ def test_copies_are_as_many_as_the_paper_has_unless_said_otherwise(tmp_path: Pat
         assert [build(calibration[name]).copies.count for name in ("self", "instruct_copy")] == expected
 
 
+def test_what_is_named_freely_is_set_without_a_plus():
+    files = "benchmark.darumeru.files={rucola: {test: [a.csv], prompt: [b.csv]}}"
+    assert composed("benchmark=darumeru", files).benchmark.darumeru.files.rucola.test == ["a.csv"]
+    chats = ["instructions=files", "instructions.paths=[x]", "instructions.texts=[x]", "instructions/fields=sharegpt"]
+    freely = ["instructions.source.keep={score: {minimum: 8}}", "instructions.fields.roles={model: assistant}"]
+    found = composed("calibration=instruct", *chats, *freely).instructions
+    assert found.source.keep.score.minimum == 8 and found.source.fields.roles.model == "assistant"
+
+
 def test_the_micro_world_is_asked_nothing_that_the_benchmark_of_the_run_asks():
     config = composed("calibration=self", "benchmark.micro.items_per_task=300", "benchmark.micro.seed=5")
     built = build(config.calibration.self)

@@ -136,10 +136,10 @@ class MessageFields:
     messages: str = "messages"
     role: str = "role"
     content: str = "content"
-    roles: Mapping[str, Role] = field(default_factory=dict)
+    roles: Mapping[str, Role] | None = None
 
     def __post_init__(self) -> None:
-        for name, role in self.roles.items():
+        for name, role in (self.roles or {}).items():
             if role not in ("system", "user", "assistant"):
                 raise ValueError(f"instructions.fields.roles.{name}={role} is no role. Give system, user or assistant.")
 
@@ -149,7 +149,7 @@ class MessageFields:
 
     def _turn(self, message: Any, number: int) -> Turn:
         named = _value(message, self.role, str, "role", where=f" of message {number}")
-        known: dict[str, Role] = {**ROLES, **self.roles}
+        known: dict[str, Role] = {**ROLES, **(self.roles or {})}
         role = known.get(named)
         if role is None:
             raise ValueError(
@@ -265,7 +265,7 @@ class ChatFiles:
 
     paths: Sequence[str]
     fields: Fields = field(default_factory=MessageFields)
-    keep: Mapping[str, Rule] = field(default_factory=dict)
+    keep: Mapping[str, Rule] | None = None
     broken: Literal["error", "drop"] = "error"
     limit: int | None = None
 
@@ -293,7 +293,7 @@ class ChatFiles:
         return {"source": "chat files", "paths": files, **_settings(self)}
 
     def _choice(self) -> _Choice:
-        return _Choice(self.fields, self.keep, self.broken, self.limit)
+        return _Choice(self.fields, self.keep or {}, self.broken, self.limit)
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class HubChats:
 
     dataset: HubDataset
     fields: Fields = field(default_factory=MessageFields)
-    keep: Mapping[str, Rule] = field(default_factory=dict)
+    keep: Mapping[str, Rule] | None = None
     broken: Literal["error", "drop"] = "error"
     limit: int | None = None
 
@@ -318,12 +318,12 @@ class HubChats:
         return {"source": "hub chats", "dataset": self.dataset.fingerprint(), **_settings(self)}
 
     def _choice(self) -> _Choice:
-        return _Choice(self.fields, self.keep, self.broken, self.limit)
+        return _Choice(self.fields, self.keep or {}, self.broken, self.limit)
 
 
 def _settings(source: ChatFiles | HubChats) -> dict[str, Any]:
     fields = {"kind": type(source.fields).__name__, **asdict(source.fields)}  # type: ignore[call-overload]
-    keep = {name: dict(rule) for name, rule in source.keep.items()}
+    keep = {name: dict(rule) for name, rule in (source.keep or {}).items()}
     return {"fields": fields, "keep": keep, "broken": source.broken, "limit": source.limit}
 
 

@@ -46,7 +46,7 @@ class Darumeru:
 
     source: str = "hub"
     revision: str | None = None
-    files: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Sequence[str]]] | None = None
     protocol: str = "corrected"
     reading: Reading | None = None
     prompts: str | None = None
@@ -129,7 +129,7 @@ class Darumeru:
         return {**ours, **given}
 
     def _source(self) -> Source:
-        return make_source(self.source, self.revision, self.files)
+        return make_source(self.source, self.revision, self.files or {})
 
     def _chosen(self) -> list[Task]:
         names = [task.name for task in TASKS]
