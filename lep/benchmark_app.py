@@ -81,7 +81,8 @@ def find_models(config: DictConfig) -> dict[str, Path]:
     found = {_name(reference): checkpoints.resolve(reference, None, key="model")}
     if config.against is not None:
         name = _name(config.against)
-        found[name if name not in found else config.against] = checkpoints.resolve(config.against, None, key="against")
+        name = f"{name} (against)" if name in found else name
+        found[name] = checkpoints.resolve(config.against, None, key="against")
     return found
 
 

@@ -482,7 +482,7 @@ def make_judge(
         context=BITS_CONTEXT,
         key={
             "instruct": plan.instruct_fingerprint,
-            "suites": {name: plain(config.benchmark[name]) for name in suites},
+            "suites": {name: [plain(config.benchmark[name]), _asked(suite)] for name, suite in suites.items()},
             "held_out": plan.stages["corpus"].key,
             "measured": config.measured_characters,
             "context": BITS_CONTEXT,
@@ -491,6 +491,11 @@ def make_judge(
         recipe=plain(config),
         pad_to=config.export_pad_to,
     )
+
+
+def _asked(suite: Any) -> Any:
+    """What a suite reads from files, as far as it can tell: other records and prompts are other scores."""
+    return suite.fingerprint() if hasattr(suite, "fingerprint") else None
 
 
 def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrator:

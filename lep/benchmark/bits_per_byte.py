@@ -75,7 +75,7 @@ def generation_speed(
     written = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stepped=stepped)
     seconds, reading = np.diff(times), np.array(steps[1:]) == 1
     prefill_s, writing_s = seconds[reading].sum().item(), seconds[~reading].sum().item()
-    first = tokenizer.batch_decode([w.ids[:1] for w in written], clean_up_tokenization_spaces=False)
+    first = tokenizer.batch_decode([[*w.ids[:1]] for w in written], clean_up_tokenization_spaces=False)
     return {
         "characters_per_second": sum(len(w.text) - len(f) for w, f in zip(written, first, strict=True)) / writing_s,
         "tokens_per_second": sum(len(w.ids) - 1 for w in written) / writing_s,

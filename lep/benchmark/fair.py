@@ -75,12 +75,8 @@ class Fair:
             scores[f"{SCRIPT_TASK}/{language}"] = Score(*mean_and_stderr([r.value for r in written]), len(written))
             if self.timed_tokens:
                 tokens = self.timed_tokens
-                details[f"speed/{language}"] = journal.remember(
-                    f"speed/{language}",
-                    lambda prompts=prompts, tokens=tokens: generation_speed(
-                        model, tokenizer, prompts, max_new_tokens=tokens
-                    ),
-                )
+                # Timed anew by every run: the journal may come from another machine.
+                details[f"speed/{language}"] = generation_speed(model, tokenizer, prompts, max_new_tokens=tokens)
         return SuiteResult(scores, details, records)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ asking is not Darumeru's (a chat's examples, what an option is): compare its fig
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +43,15 @@ class LmEval:
         found = evaluate(model, tokenizer, self)
         scores, details = {}, {}
         for task, metrics in found["results"].items():
-            named = {
-                name.removesuffix(",none"): value for name, value in metrics.items() if isinstance(value, int | float)
-            }
+            named = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             n = found["n-samples"].get(task, {}).get("effective", 0)
-            details[f"lm_eval {task}"] = named
+            details[f"lm_eval {task}"] = {name.removesuffix(",none"): value for name, value in named.items()}
             for name, value in named.items():
-                stderr = named.get(f"{name}_stderr", math.nan)
-                if not name.endswith("_stderr") and 0 <= value <= 1 and f"{name}_stderr" in named:
-                    scores[f"{task} {name}/{self.language}"] = Score(float(value), float(stderr), n)
+                metric, _, answers = name.partition(",")  # the harness's "filter": how an answer is cut out of a text
+                stderr = named.get(f"{metric}_stderr,{answers}")
+                if stderr is not None and -1 <= value <= 1:  # shares and correlations; others have no place in percent
+                    label = metric if answers in ("", "none") else f"{metric} ({answers})"
+                    scores[f"{task} {label}/{self.language}"] = Score(float(value), float(stderr), n)
         records = [
             Record(task, self.language, "", "", str(sample["target"]), float(sample["acc"]), item=str(sample["doc_id"]))
             for task, samples in found["samples"].items()

@@ -139,10 +139,18 @@ def bootstrap_stderr(
 
 
 def stratified_mean(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Mean of the means of groups of values, each group weighing the same, with its standard error."""
-    parts = [mean_and_stderr(group) for group in values]
-    mean, errors = np.mean([value for value, _ in parts]), np.array([stderr for _, stderr in parts])
-    return float(mean), float(np.sqrt(np.square(errors).sum()) / len(parts))
+    """Mean of the means of groups of values, each group weighing the same, with its standard error.
+
+    Values are taken to vary alike in groups of one, which cannot tell, as in the others; where all groups are of one,
+    the error is that of a plain mean.
+    """
+    if all(len(group) == 1 for group in values):
+        return mean_and_stderr([value for group in values for value in group])
+    sizes, means = np.array([len(group) for group in values]), [np.mean(group) for group in values]
+    within = np.array([np.var(group, ddof=1) if len(group) > 1 else 0.0 for group in values])
+    pooled = (within * (sizes - 1)).sum() / (sizes - 1).sum()
+    squares = np.where(sizes > 1, within, pooled) / sizes
+    return float(np.mean(means)), float(np.sqrt(squares.sum()) / len(means))
 
 
 def accuracy(expected: Sequence[Hashable], found: Sequence[Hashable]) -> float:

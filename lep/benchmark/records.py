@@ -77,8 +77,8 @@ def compare(
     """Paired differences between models on every task: what the report's verdict is computed from.
 
     records: of each model, on the same items in the same order. Every pair of models is compared but for those with a
-    baseline in them. Returns dicts {task, a, b, difference, low, high, n}, `difference` = mean value of a minus of b,
-    with a 95 % bootstrap interval over items.
+    baseline in them, on the tasks that both were judged on (a vocabulary may fail one). Returns dicts {task, a, b,
+    difference, low, high, n}, `difference` = mean value of a minus of b, with a 95 % bootstrap interval over items.
     """
     judged = {name: [row for row in rows if row.judged] for name, rows in records.items() if name not in baselines}
     grouped = {name: group_by_key(rows) for name, rows in judged.items()}
@@ -86,6 +86,7 @@ def compare(
         {"task": key, "a": a, "b": b, **asdict(_difference(grouped[a][key], grouped[b][key], seed))}
         for a, b in combinations(grouped, 2)
         for key in grouped[a]
+        if key in grouped[b]
     ]
 
 
@@ -94,11 +95,14 @@ def gains(
 ) -> list[dict[str, Any]]:
     """What a change to a model gained on every task, and which share of its distance from the original it closed.
 
-    All three answered the same items in the same order. Returns dicts {task, before, after, difference, low, high, n,
-    recovered}: means, their paired difference with a 95 % bootstrap interval, and {share, low, high}, or None where the
-    distance is within the noise. The items of all tasks of a language together are "all tasks/LANGUAGE".
+    All three answered the same items in the same order; a task that one of them lacks is left out. Returns dicts {task,
+    before, after, difference, low, high, n, recovered}: means, their paired difference with a 95 % bootstrap interval,
+    and {share, low, high}, or None where the distance is within the noise. The items of all tasks of a language are
+    "all tasks/LANGUAGE" together.
     """
-    grouped = [_with_totals([row for row in rows if row.judged]) for rows in (before, after, original)]
+    judged = [group_by_key(row for row in rows if row.judged) for rows in (before, after, original)]
+    shared = set.intersection(*map(set, judged))
+    grouped = [_with_totals([row for key, rows in of.items() if key in shared for row in rows]) for of in judged]
     found = []
     for key, rows in grouped[0].items():
         assert len({tuple(_items(group[key])) for group in grouped}) == 1, "the same items, in one order"
@@ -125,6 +129,7 @@ def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> li
     """
     grouped = {name: group_by_key(rows) for name, rows in records.items()}
     first = next(iter(grouped.values()), {})
+    shared = set(first).intersection(*grouped.values())
     return [
         {
             "task": item.task,
@@ -137,6 +142,7 @@ def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> li
             ],
         }
         for key, group in first.items()
+        if key in shared
         for i, item in enumerate(group[:per_task])
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,18 @@ def test_several_suites_and_a_second_model(
     assert {"parus/ru", "agreement/ru"} <= compared
     assert "bits per byte/ru" in capsys.readouterr().out
     assert list(tmp_path.glob("runs/benchmark/*/report.html"))
+
+
+def test_two_models_of_one_name_are_told_apart_within_the_run(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "elsewhere" / directory.name
+    shutil.copytree(directory, other)
+    overrides = [*STAND_IN, "benchmark=darumeru", "benchmark.darumeru.tasks=[parus]", "benchmark.darumeru.limit=2"]
+    run_app(monkeypatch, *command(directory, tmp_path, f"against={other}", *overrides)[3:])
+    (folder,) = tmp_path.glob("runs/benchmark/*/answers")
+    assert {path.name for path in folder.iterdir()} == {"pico.jsonl", "pico (against).jsonl"}
+    assert not list(other.parent.glob("*.jsonl"))
 
 
 def test_models_prompts_and_protocols_have_answers_of_their_own(

@@ -1,5 +1,6 @@
 """Darumeru end to end on the stand-in, with a pico model; prompts, examples and rules against what is published."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -112,6 +113,8 @@ def test_rucola_comes_from_csv_and_its_examples_begin_at_row_29(
         *("Текст: Sentence 0.", "Ответ:"),
     ]
     assert prompt.endswith("Ответ:") and "Ответ: 1\n\nПрочитай" in prompt
+    asked = [record.prompt for record in replace(suite, shots=8)(model, bpe).records]
+    assert len(asked) == 32 and not any(prompt.count(prompt.splitlines()[-2] + "\n") > 1 for prompt in asked)
 
 
 def test_parus_always_first_is_worth_nothing(bpe: PreTrainedTokenizerFast) -> None:
@@ -181,6 +184,11 @@ def test_examples_are_dropped_and_texts_cut_until_a_prompt_fits(
     cut = dialogue.queries(task("parus"), *found, small)  # type: ignore[arg-type]
     assert cut.facts == {"shots": 0.0, "prompts_cut": 40}
     assert max(len(bpe(text)["input_ids"]) for text in cut.prompts) < 60
+    chatting = copy.deepcopy(bpe)
+    chatting.bos_token, chatting.chat_template = "<|user|>", bpe.chat_template
+    cut = replace(suite, chat=True)._dialogue(chatting, CORRECTED).queries(task("parus"), *found, small)  # type: ignore
+    assert cut.facts["prompts_cut"] == 40 and all(text.startswith("<|user|>") for text in cut.prompts)
+    assert max(len(chatting(text, add_special_tokens=False)["input_ids"]) for text in cut.prompts) < 60
 
 
 def test_a_chat_model_is_asked_in_its_format_with_the_answer_begun(
@@ -192,13 +200,34 @@ def test_a_chat_model_is_asked_in_its_format_with_the_answer_begun(
     assert prompt.startswith("<|system|>\nБудь краток.<|end|>\n<|user|>") and prompt.count("<|assistant|>") == 2
 
 
+def test_sentences_are_compared_by_their_own_letters_or_as_the_paper_did_from_the_opening_on(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast
+) -> None:
+    extract = task("treeway_extractive")
+    items, examples = task_items(extract, StandIn(), PROMPTS) or ([], {})
+    suite = Darumeru("stand_in", chat=False, shots=0)
+    roomy = type("Roomy", (), {"config": type("Config", (), {"max_position_embeddings": 10_000})})
+    for protocol in (CORRECTED, PAPER):
+        asked = suite._dialogue(bpe, protocol).queries(extract, items, examples, roomy)  # type: ignore[arg-type]
+        for item, query in zip(items, asked.queries, strict=True):
+            whole = [query.prompt + option for option in query.options]
+            assert all(text.endswith(f"{item.opening} {s}") for text, s in zip(whole, item.options, strict=True))
+            assert query.prompt.endswith(item.opening) == (protocol is CORRECTED)
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"shots": -1}])
+def test_numbers_out_of_range_are_told(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"benchmark\.darumeru\.(limit=0|shots=-1) is out of range"):
+        Darumeru("stand_in", **wrong)  # type: ignore[arg-type]
+
+
 def test_a_perfect_copy_is_worth_one_under_both_stops(bpe: PreTrainedTokenizerFast) -> None:
-    copy = task("cp_sent_ru")
-    items, _ = task_items(copy, StandIn(), PROMPTS) or ([], {})
+    copying = task("cp_sent_ru")
+    items, _ = task_items(copying, StandIn(), PROMPTS) or ([], {})
     count = len(bpe(" " + items[0].gold)["input_ids"])
     answer = Answer(text=" " + items[0].gold, tokens=count, whole_tokens=count - 1, ended="stop character")
-    assert copy.judge(items[0], [answer], bpe, CORRECTED).value == 1
-    assert copy.judge(items[0], [answer], bpe, PAPER).value == pytest.approx(
+    assert copying.judge(items[0], [answer], bpe, CORRECTED).value == 1
+    assert copying.judge(items[0], [answer], bpe, PAPER).value == pytest.approx(
         (min(count, 128) - (count <= 128)) / min(count, 128)
     )
 

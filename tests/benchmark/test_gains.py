@@ -2,7 +2,7 @@
 
 import pytest
 
-from lep.benchmark.records import Record, gains
+from lep.benchmark.records import Record, compare, gains, samples
 from lep.report import calibration_sentences, render_report
 from lep.results import Result
 from lep.study import calibration_table
@@ -34,6 +34,17 @@ def test_gains_are_of_every_task_and_of_all_tasks_of_a_language():
     assert copying["recovered"]["share"] == pytest.approx(2 / 3)
     assert whole["n"] == 120 and whole["recovered"]["share"] == pytest.approx(40 / 80)
     assert by_task["copying/en"]["recovered"] is None and by_task["facts/ru"]["recovered"]["share"] == 0
+
+
+def test_a_task_that_a_model_could_not_be_judged_on_is_left_out():
+    short = {key: values for key, values in AFTER.items() if key != "facts/ru"}
+    found = {gain["task"]: gain for gain in gains(records(BEFORE), records(short), records(WHOLE))}
+    assert {*found} == {"copying/ru", "copying/en", "all tasks/ru", "all tasks/en"}
+    assert found["all tasks/ru"]["n"] == 80
+    both = {"a": records(AFTER), "b": records(short)}
+    assert {pair["task"] for pair in compare(both)} == {pair["task"] for pair in compare({**both, "a": both["b"]})}
+    assert {shown["task"] for shown in samples(both)} == {"copying"}
+    assert {(pair["a"], pair["b"]) for pair in compare({"b": both["b"], "a": both["a"]})} == {("b", "a")}
 
 
 def result(seed: int, gain: dict[str, dict]) -> Result:

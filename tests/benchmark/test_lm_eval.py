@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.benchmark.darumeru import Darumeru
 from lep.benchmark.lm_eval import RUCOLA, LmEval, write_rucola_task
+from lep.results import Score
 
 absent = importlib.util.find_spec("lm_eval") is None
 
@@ -56,3 +57,27 @@ def test_the_harness_that_is_not_installed_is_told_with_a_remedy(
         LmEval(["xnli_ru"])(pico_model(len(bpe)), bpe)
     with pytest.raises(ValueError, match="tasks is empty"):
         LmEval([])(pico_model(len(bpe)), bpe)
+
+
+def test_scores_of_filters_and_correlations_below_zero_are_kept(
+    bpe: PreTrainedTokenizerFast, pico_model: Callable[..., LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = {
+        "alias": "rucola",
+        "mcc,none": -0.13,
+        "mcc_stderr,none": 0.06,
+        "exact_match,flexible-extract": 0.5,
+        "exact_match_stderr,flexible-extract": 0.1,
+        "perplexity,none": 30.0,
+        "perplexity_stderr,none": 1.0,
+        "bleu,none": 0.2,
+        "bleu_stderr,none": "N/A",
+    }
+    told = {"results": {"rucola": metrics}, "n-samples": {"rucola": {"effective": 20}}, "samples": {}}
+    monkeypatch.setattr("lep.benchmark.lm_eval.evaluate", lambda *_: told)
+    found = LmEval(["rucola"])(pico_model(len(bpe)), bpe)
+    assert found.scores == {
+        "rucola mcc/ru": Score(-0.13, 0.06, 20),
+        "rucola exact_match (flexible-extract)/ru": Score(0.5, 0.1, 20),
+    }
+    assert found.details["lm_eval rucola"]["perplexity"] == 30.0

@@ -13,6 +13,7 @@ from lep.benchmark.metrics import (
     paired_difference,
     ratio_and_stderr,
     recovered_share,
+    stratified_mean,
 )
 
 COUNTS = st.integers(min_value=0, max_value=1000)
@@ -119,3 +120,15 @@ def test_what_goes_all_the_way_recovers_all_and_what_stays_nothing() -> None:
 def test_no_share_of_a_gap_that_may_be_none() -> None:
     assert recovered_share([1.0] * 39 + [0.0], [1.0] * 40, [1.0] * 40) is None
     assert recovered_share([1.0] * 40, [0.0] * 40, [0.5] * 40) is None
+
+
+def test_a_group_of_one_is_taken_to_vary_as_the_others() -> None:
+    groups = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0]]
+    mean, error = stratified_mean(groups)
+    within = [np.var(group, ddof=1) for group in groups[:2]]
+    assert mean == pytest.approx((0.5 + 0.75 + 0.0) / 3)
+    assert error == pytest.approx(math.sqrt(within[0] / 4 + within[1] / 4 + np.mean(within)) / 3)
+    assert stratified_mean([[1.0], [0.0], [1.0]]) == pytest.approx(mean_and_stderr([1.0, 0.0, 1.0]))
+    assert stratified_mean(groups[:2])[1] == pytest.approx(
+        math.hypot(*(mean_and_stderr(group)[1] for group in groups[:2])) / 2
+    )

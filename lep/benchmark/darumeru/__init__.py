@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ class Darumeru:
     chat: bool | None = None
     system: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("shots", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"benchmark.darumeru.{name}={value} is out of range. Give {least} or more, or null")
+
     def __call__(
         self,
         model: PreTrainedModel,
@@ -70,7 +76,7 @@ class Darumeru:
         judged: dict[str, list[tuple[Item, str, Judgement]]] = {}
         details: dict[str, Any] = {}
         for task in self._chosen():
-            found = task_items(task, source, prompts)
+            found = task_items(task, source, prompts, shots=dialogue.shots)
             if found is None:
                 continue
             items, examples = found
@@ -189,14 +195,14 @@ def mean_of(scores: Sequence[Score]) -> Score:
 
 
 def task_items(
-    task: Task, source: Source, prompts: Prompts
+    task: Task, source: Source, prompts: Prompts, *, shots: int = PLAIN_SHOTS
 ) -> tuple[list[Item], dict[str, list[tuple[Turn, ...]]]] | None:
     """Items and examples of a task; None if the source lacks them. A row that serves as an example is not asked."""
     rows, example_rows = source.rows(task.config, "test"), source.rows(task.config, "prompt")
     if not rows:
         return None
     examples = task.examples(example_rows or [], prompts)
-    shown = {turns for of in examples.values() for turns in of[:PLAIN_SHOTS]}
+    shown = {turns for of in examples.values() for turns in of[: max(shots, PLAIN_SHOTS)]}
     items = [item for item in task.items(rows, prompts) if task.answered(item) not in shown]
     return items, examples
 
@@ -274,6 +280,8 @@ class Dialogue:
         whole = [turn for example in shown for turn in example] + list(turns)
         if item.headline and (examples or self.protocol.headline_without_examples):
             whole[0] = (whole[0][0], item.headline + whole[0][1])
+        if item.opening and self._spells_options:
+            whole[-1] = ("assistant", item.opening)
         if not self.chat:
             return render_plain(whole)
         return render_turns(self.tokenizer, [("system", self.system), *whole] if self.system is not None else whole)
@@ -281,18 +289,27 @@ class Dialogue:
     def _query(self, task: Task, item: Item, key: str, text: str) -> Query:
         query = Query(key, text, group=f"{task.name}/{item.examples}", chat=self.chat)
         if item.options:
-            reading = self.protocol.sentence_reading if task.name == "treeway_extractive" else self.protocol.choice
-            spaced = "" if text[-1:].isspace() or task.name == "treeway_extractive" else " "
-            return replace(query, options=tuple(spaced + option for option in item.options), reading=reading)
+            reading = self.protocol.sentence_reading if item.opening else self.protocol.choice
+            if item.opening and not self._spells_options:
+                options = tuple(f"{item.opening} {option}" for option in item.options)
+            else:
+                space = "" if text[-1:].isspace() else " "
+                options = tuple(space + option for option in item.options)
+            return replace(query, options=options, reading=reading)
         characters = self.protocol.characters_per_new_token
         budget = (
             {"max_new_characters": characters * task.new_tokens} if characters else {"max_new_tokens": task.new_tokens}
         )
         return replace(query, one_line=not self.chat, sampling=self.protocol.sampling, **budget)
 
+    @property
+    def _spells_options(self) -> bool:
+        """Whether an option's worth is that of its own letters alone, so that the opening belongs to the prompt."""
+        return self.protocol.sentence_reading == "per_character"
+
     def _reserved(self, task: Task, items: Sequence[Item], limit: int) -> int:
         """Positions that a prompt must leave: for the longest option, or for what may be written."""
-        options = sorted({option for item in items for option in item.options}, key=len)[-8:]
+        options = sorted({f"{item.opening} {option}" for item in items for option in item.options}, key=len)[-8:]
         if options:
             return max(map(len, self.tokenizer(options, add_special_tokens=False, verbose=False)["input_ids"])) + 2
         return min(task.new_tokens, limit // 2)
@@ -305,10 +322,13 @@ class Dialogue:
         return [len(row) >= most or len(text) > characters for row, text in zip(rows, texts, strict=True)]
 
     def _cut(self, texts: Sequence[str], room: int) -> tuple[list[str], int]:
-        """The texts, those that do not fit the model without their beginnings, and how many these are."""
+        """The texts, those that do not fit the model without their beginnings (but for BOS), and how many these are."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        bos = (self.tokenizer.bos_token or "") if self.chat else ""
         shortened = [
-            text[offsets[len(ids) - room + 1][0] :] if len(ids) >= room else text
+            bos * text.startswith(bos) + text[offsets[len(ids) - room + 1 + bool(bos)][0] :]
+            if len(ids) >= room
+            else text
             for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
         return shortened, sum(a != b for a, b in zip(texts, shortened, strict=True))

@@ -49,7 +49,7 @@ class Item:
 
     options: to choose from; empty where the answer is written. unit: what scores are averaged over where it is not the
     item (the variant of an exam, the subject). examples: which examples go before it. headline: what the very first
-    turn of the dialogue begins with.
+    turn of the dialogue begins with. opening: what stands between the assistant's turn and an option.
     """
 
     key: str
@@ -59,6 +59,7 @@ class Item:
     unit: str = ""
     examples: str = ""
     headline: str = ""
+    opening: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -372,9 +373,8 @@ class Extract(Task):
 
     def _item(self, key: str, row: Row, prompts: Prompts) -> Item:
         turns = worded(prompts, "treeway_extractive", text=" ".join(row["src_sents"]))
-        opening = turns[-1][1]
-        options = tuple(f"{opening} {sentence}" for sentence in row["src_sents"])
-        return Item(key, (*turns[:-1], ("assistant", "")), list(row["extractive_summary"]), options)
+        sentences, gold = tuple(row["src_sents"]), list(row["extractive_summary"])
+        return Item(key, (*turns[:-1], ("assistant", "")), gold, sentences, opening=turns[-1][1])
 
 
 @dataclass(frozen=True)
