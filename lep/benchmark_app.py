@@ -26,7 +26,7 @@ from lep.artifacts import artifact_key
 from lep.benchmark.asking import Journal, Ranks
 from lep.benchmark.records import Record, SuiteResult, compare, samples, write_records
 from lep.config import build, plain
-from lep.report import write_report
+from lep.report import incomplete_sentences, write_report
 from lep.results import Result, Row, Score, environment, write_result
 from lep.run import HYDRA_VERSION_BASE, as_task
 
@@ -161,12 +161,8 @@ def show(result: Result) -> None:
                 f"beyond the noise: {found['task']}: {found['a']} {100 * found['difference']:+.1f} "
                 f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}] against {found['b']} (n={found['n']})"
             )
-    for row in result.rows:
-        about = row.details.get("darumeru")
-        if about and not about["complete"]:
-            missing = f"; missing: {', '.join(about['missing'])}" if about["missing"] else ""
-            limit = f"; {about['limit']} items a task" if about["limit"] else ""
-            terminal.say(f"incomplete: Darumeru of {row.name}{limit}{missing}")
+    for sentence in incomplete_sentences(result):
+        terminal.say(f"incomplete: {sentence}")
 
 
 def _interval(score: Score | None) -> str:

@@ -184,6 +184,7 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         verdict=verdict(comparisons),
         comparisons=sorted(comparisons, key=lambda c: (not _beyond_noise(c), -abs(c["difference"]))),
         beyond_noise=_beyond_noise,
+        incomplete_sentences=incomplete_sentences(result),
         calibration_sentences=calibration_sentences(result),
         charts=_charts(result.training.get("curve", [])),
         stops=_stops(result.rows),
@@ -233,6 +234,18 @@ def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
         "chance alone."
     )
     return sentences
+
+
+def incomplete_sentences(result: Result) -> list[str]:
+    """Suites that were not judged whole, by row: what is missing, and how many items a task had."""
+    found = []
+    for row in result.rows:
+        about = row.details.get("darumeru")
+        if about and not about["complete"]:
+            missing = f"; missing: {', '.join(about['missing'])}" if about["missing"] else ""
+            limit = f"; {about['limit']} items a task" if about["limit"] else ""
+            found.append(f"Darumeru of {row.name}{limit}{missing}")
+    return found
 
 
 def calibration_sentences(result: Result) -> list[str]:

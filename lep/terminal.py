@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lep.callbacks import NOT_REPAIRED
 from lep.config import calibrations, planned_stages, trained_rows, variant_name
-from lep.report import calibration_sentences, terminal_table, vocabulary_tables
+from lep.report import calibration_sentences, incomplete_sentences, terminal_table, vocabulary_tables
 from lep.results import Result
 from lep.stages import Plan, is_leader, needs
 
@@ -81,6 +81,8 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         console.print(terminal_table(result))
     elif result.tokenizer:
         console.print(vocabulary_tables(result))
+    for sentence in incomplete_sentences(result):
+        say(f"incomplete {sentence}")
     for sentence in calibration_sentences(result):
         say(f"gain      {sentence}")
     for path in sorted((run_dir / "models").glob("[!.]*")):

@@ -65,6 +65,8 @@ def test_a_killed_run_goes_on_at_the_item_where_it_stopped(directory: Path, tmp_
     result = read_result(next(tmp_path.glob("runs/benchmark/*/result.json")))
     assert {score.n for score in result.rows[0].scores.values()} == {20}
     assert "incomplete: Darumeru of pico; missing: rummlu" in done.stdout
+    page = next(tmp_path.glob("runs/**/report.html")).read_text(encoding="utf-8")
+    assert "Incomplete: Darumeru of pico; missing: rummlu" in page
 
 
 def run_app(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
