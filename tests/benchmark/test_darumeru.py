@@ -221,6 +221,23 @@ def test_numbers_out_of_range_are_told(wrong: dict[str, int]) -> None:
         Darumeru("stand_in", **wrong)  # type: ignore[arg-type]
 
 
+def test_broken_records_and_wordings_are_told_by_name(
+    tmp_path: Path, model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast
+) -> None:
+    broken, wording = tmp_path / "broken.jsonl", tmp_path / "wording.yaml"
+    row = (StandIn().rows(task("rcb").config, "test") or [])[0]
+    config = task("rcb").config
+    broken.write_text(json.dumps({key: value for key, value in row.items() if key != "outputs"}) + "\n")
+    files = {config: {"test": [str(broken)]}}
+    with pytest.raises(ValueError, match=rf"a record of {config}, or .* lacks 'outputs'"):
+        Darumeru("stand_in", files=files, tasks=["rcb"], shots=0, chat=False)(model, bpe)
+    with pytest.raises(ValueError, match="wording.yaml is no file"):
+        Darumeru("stand_in", prompts=str(wording))._prompts()
+    wording.write_text("- rucola\n")
+    with pytest.raises(ValueError, match="must map names to wordings"):
+        Darumeru("stand_in", prompts=str(wording))._prompts()
+
+
 def test_a_perfect_copy_is_worth_one_under_both_stops(bpe: PreTrainedTokenizerFast) -> None:
     copying = task("cp_sent_ru")
     items, _ = task_items(copying, StandIn(), PROMPTS) or ([], {})

@@ -128,7 +128,12 @@ class Darumeru:
         ours = yaml.safe_load(packaged)
         if self.prompts is None:
             return ours
-        given = yaml.safe_load(Path(self.prompts).read_text(encoding="utf-8"))
+        path = Path(self.prompts).expanduser()
+        if not path.is_file():
+            raise ValueError(f"benchmark.darumeru.prompts={path} is no file. Give a YAML file of wordings, or null")
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError(f"benchmark.darumeru.prompts={path} must map names to wordings, such as {', '.join(ours)}")
         unknown = sorted(set(given) - set(ours))
         if unknown:
             raise ValueError(f"{self.prompts}: {unknown[0]!r} is no prompt of Darumeru. Those are {', '.join(ours)}")
@@ -201,10 +206,15 @@ def task_items(
     rows, example_rows = source.rows(task.config, "test"), source.rows(task.config, "prompt")
     if not rows:
         return None
-    examples = task.examples(example_rows or [], prompts)
+    try:
+        examples, items = task.examples(example_rows or [], prompts), task.items(rows, prompts)
+    except KeyError as error:
+        raise ValueError(
+            f"benchmark.darumeru: a record of {task.config}, or the wording of {task.name} in prompts, lacks {error}. "
+            "Compare it with the published schema (inputs, outputs, meta) and with the packaged wording"
+        ) from error
     shown = {turns for of in examples.values() for turns in of[: max(shots, PLAIN_SHOTS)]}
-    items = [item for item in task.items(rows, prompts) if task.answered(item) not in shown]
-    return items, examples
+    return [item for item in items if task.answered(item) not in shown], examples
 
 
 def _by_item(items: Sequence[Item], queries: Sequence[Query], answers: Sequence[Answer]) -> list[list[Answer]]:
@@ -252,7 +262,8 @@ class Dialogue:
         shots = self.shots if task.max_shots is None else min(self.shots, task.max_shots)
         if shots and min((len(examples.get(item.examples, ())) for item in items), default=shots) < shots:
             raise ValueError(
-                f"shots={shots} is more than the examples there are for {task.name}. Lower it, or give the prompt split"
+                f"benchmark.darumeru.shots={shots} is more than the examples there are for {task.name}. Lower it, or "
+                "give the prompt split"
             )
         limit = getattr(model.config, "max_position_embeddings", None) or 2**40
         room = limit - self._reserved(task, items, limit)

@@ -85,5 +85,5 @@ PROTOCOLS: dict[str, Protocol] = {
 
 def protocol_named(name: str) -> Protocol:
     if name not in PROTOCOLS:
-        raise ValueError(f"protocol={name} is unknown. Use one of {', '.join(PROTOCOLS)}")
+        raise ValueError(f"benchmark.darumeru.protocol={name} is unknown. Use one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
