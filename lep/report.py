@@ -63,28 +63,54 @@ SMALLEST_SPAN = 1e-290
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 
 
-def terminal_table(result: Result) -> Table:
-    """One table for a terminal of 100 columns: a block a model, a line a language; tasks, then the text measures."""
+def terminal_table(result: Result, *, width: int = 100) -> Group:
+    """A block a model, a line a language; tasks, then the text measures. Too narrow a terminal has it in parts."""
     spoken = languages(result)
     columns = list(dict.fromkeys(task for language in spoken for task in tasks(result, language)))
+    cells = {
+        task: [_terminal_score(row.scores.get(f"{task}/{language}")) for row, language in _lines(result)]
+        for task in columns
+    }
+    measures = [_terminal_measures(row, language) for row, language in _lines(result)]
+    cells |= {name: [line[i] for line in measures] for i, name in enumerate(("chars a token", "bits a byte"))}
+    room = width - max((len(row.name) for row in result.rows), default=0) - 4  # names, language, and spaces beside them
+    # Words of a header break where that saves a second table; a number never does.
+    parts = next((whole for whole in (_parts(cells, room, 11), _parts(cells, room, 8)) if len(whole) == 1), None)
+    parts = parts or _parts(cells, room, 11)
+    return Group(*(part for found in parts for part in (_block_table(result, cells, found), "")))
+
+
+def _parts(cells: Mapping[str, Sequence[str]], room: int, longest_word: int) -> list[dict[str, int]]:
+    """Columns with their widths, in as few tables as have room for them."""
+    parts, left = [dict[str, int]()], room
+    for name, values in cells.items():
+        width = max([*map(len, values), min(longest_word, max(map(len, name.split())))])
+        if width + 1 > left and parts[-1]:
+            parts.append({})
+            left = room
+        parts[-1][name], left = width, left - width - 1
+    return parts
+
+
+def _lines(result: Result) -> list[tuple[Row, str]]:
+    return [(row, language) for row in result.rows for language in languages(result)]
+
+
+def _block_table(result: Result, cells: Mapping[str, Sequence[str]], widths: Mapping[str, int]) -> Table:
+    spoken = languages(result)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for name in columns:
-        # On a narrow terminal the words of the header break, never a number.
-        table.add_column(name, justify="right", min_width=8, overflow="fold")
-    for name in ("chars a token", "bits a byte"):
-        table.add_column(name, justify="right", min_width=5, overflow="fold")
-    for row in result.rows:
-        for place, language in enumerate(spoken):
-            table.add_row(
-                "" if place else row.name,
-                language,
-                *(_terminal_score(row.scores.get(f"{task}/{language}")) for task in columns),
-                *_terminal_measures(row, language),
-                style="bold" if row.name == "original" else None,
-                end_section=language == spoken[-1],
-            )
+    for name, width in widths.items():
+        table.add_column(name, justify="right", width=width, overflow="fold")
+    for number, (row, language) in enumerate(_lines(result)):
+        table.add_row(
+            "" if language != spoken[0] else row.name,
+            language,
+            *(cells[name][number] for name in widths),
+            style="bold" if row.name == "original" else None,
+            end_section=language == spoken[-1],
+        )
     return table
 
 

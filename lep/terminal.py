@@ -78,7 +78,7 @@ def _state(plan: Plan, stage: str) -> str:
 def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     """The table of models and tasks; what was saved, where the page lies, and what to try next."""
     if result.rows:
-        console.print(terminal_table(result))
+        console.print(terminal_table(result, width=console.width))
     elif result.tokenizer:
         console.print(vocabulary_tables(result))
     for sentence in incomplete_sentences(result):

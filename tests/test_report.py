@@ -195,6 +195,15 @@ def test_the_terminal_shows_every_number_in_a_hundred_columns(result: Result) ->
     assert lines[0] == ["original", "ru"] and lines[1][0] == "en" and lines[2] == ["swap", "ru"]
 
 
+def test_a_narrow_terminal_has_every_number_in_several_tables(result: Result) -> None:
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(terminal_table(result, width=60))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 60 and "…" not in text
+    assert text.count("95.1±2.1") == 14 and text.count("4.02") == 2 and "0.470" in text
+    assert 2 <= sum(line.split()[:2] == ["original", "ru"] for line in text.splitlines()) <= 3
+
+
 def test_the_verdict_names_what_differs_and_what_does_not() -> None:
     sentences = verdict([difference("translation/ru", -0.052), difference("copying/ru", 0.004)])
     assert sentences[0].startswith(
