@@ -335,7 +335,7 @@ class Dialogue:
     def _cut(self, texts: Sequence[str], room: int) -> tuple[list[str], int]:
         """The texts, those that do not fit the model without their beginnings (but for BOS), and how many these are."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        bos = (self.tokenizer.bos_token or "") if self.chat else ""
+        bos = str(self.tokenizer.bos_token or "") if self.chat else ""
         shortened = [
             bos * text.startswith(bos) + text[offsets[len(ids) - room + 1 + bool(bos)][0] :]
             if len(ids) >= room
