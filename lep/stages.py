@@ -88,6 +88,8 @@ class Plan:
     compared: Mapping[str, Path]  # tokenizers to compare with, by name
     stages: Mapping[str, Stage]
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    suites: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)  # what each suite reads from files, as far as it can tell
 
     @property
     def base_dir(self) -> Path:
@@ -177,7 +179,23 @@ def make_plan(config: DictConfig) -> Plan:
     if instruct_dir:
         for method in calibrated.values():
             find_inputs(method, instruct_dir)
-    return Plan(config, store, base_dir, instruct_dir, base, instruct, adapted_dir, compared, stages, calibrated)
+    suites = {str(name): build(node) for name, node in config.benchmark.items()} if "benchmark" in planned else {}
+    # Records and prompts that are missing or broken are told now; others are other scores.
+    asked = {name: suite.fingerprint() if hasattr(suite, "fingerprint") else None for name, suite in suites.items()}
+    return Plan(
+        config,
+        store,
+        base_dir,
+        instruct_dir,
+        base,
+        instruct,
+        adapted_dir,
+        compared,
+        stages,
+        calibrated,
+        suites,
+        asked,
+    )
 
 
 def tokenizer_files(fingerprint: Mapping[str, str]) -> dict[str, str]:
@@ -466,9 +484,6 @@ def make_judge(
     config = plan.config
     instruct_tokenizer = checkpoints.load_tokenizer(plan.instruct_dir, key="model.instruct")
     chatting, _ = result_tokenizer(tokenizer, instruct_tokenizer)
-    suites = (
-        {name: build(node) for name, node in config.benchmark.items()} if "benchmark" in planned_stages(config) else {}
-    )
     return Judge(
         store=plan.store,
         instruct_dir=plan.instruct_dir,
@@ -477,12 +492,12 @@ def make_judge(
         kept_rows=special_pairs(chatting, instruct_tokenizer),
         base=base,
         operator=operator,
-        suites=suites,
+        suites=dict(plan.suites),
         held_out=held_out,
         context=BITS_CONTEXT,
         key={
             "instruct": plan.instruct_fingerprint,
-            "suites": {name: [plain(config.benchmark[name]), _asked(suite)] for name, suite in suites.items()},
+            "suites": {name: [plain(config.benchmark[name]), asked] for name, asked in plan.asked.items()},
             "held_out": plan.stages["corpus"].key,
             "measured": config.measured_characters,
             "context": BITS_CONTEXT,
@@ -491,11 +506,6 @@ def make_judge(
         recipe=plain(config),
         pad_to=config.export_pad_to,
     )
-
-
-def _asked(suite: Any) -> Any:
-    """What a suite reads from files, as far as it can tell: other records and prompts are other scores."""
-    return suite.fingerprint() if hasattr(suite, "fingerprint") else None
 
 
 def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrator:

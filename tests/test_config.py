@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from lep.config import STAGES, build, calibrations, check, check_context, planned_stages, run_name, write_once
+from lep.stages import make_plan
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -250,3 +251,19 @@ def test_what_a_target_says_of_its_arguments_is_said_in_its_own_words() -> None:
     node = OmegaConf.create({"_target_": "lep.calibration.conversations.MicroWorldChats", "count": 0})
     with pytest.raises(ValueError, match=r"^instructions.source.count=0 asks nothing. Give 1 or more.$"):
         build(node)
+
+
+def test_what_suites_read_is_looked_for_before_any_work(tmp_path: Path):
+    """With the plan, as a run makes it first of all; not after hours of training."""
+    asked = ["benchmark=darumeru", "benchmark.darumeru.source=stand_in", f"artifacts_dir={tmp_path}/artifacts"]
+    for override, message in (
+        ("benchmark.darumeru.limit=0", r"benchmark\.darumeru\.limit=0 is out of range"),
+        ("benchmark.darumeru.protocol=2024", r"benchmark\.darumeru\.protocol=2024 is unknown"),
+        (f"benchmark.darumeru.source={tmp_path}/none", r"benchmark\.darumeru\.source=.*/none is no directory"),
+        (f"benchmark.darumeru.prompts={tmp_path}/none.yaml", r"benchmark\.darumeru\.prompts=.*/none.yaml is no file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_plan(composed(*asked, override))
+    plan = make_plan(composed(*asked))
+    assert list(plan.suites) == ["darumeru"] and plan.asked["darumeru"]["protocol"]["name"] == "corrected"
+    assert make_plan(composed(*asked, "stages=[propagation]")).suites == {}

@@ -74,9 +74,9 @@ class Fair:
             records += written
             scores[f"{SCRIPT_TASK}/{language}"] = Score(*mean_and_stderr([r.value for r in written]), len(written))
             if self.timed_tokens:
-                tokens = self.timed_tokens
                 # Timed anew by every run: the journal may come from another machine.
-                details[f"speed/{language}"] = generation_speed(model, tokenizer, prompts, max_new_tokens=tokens)
+                speed = generation_speed(model, tokenizer, prompts, max_new_tokens=self.timed_tokens)
+                details[f"speed/{language}"] = speed
         return SuiteResult(scores, details, records)
 
     def fingerprint(self) -> dict[str, Any]:
