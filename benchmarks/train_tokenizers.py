@@ -137,6 +137,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=1, help="how many of the parts are held out in turn")
     parser.add_argument("--alone", type=int, metavar="FOLD", help=argparse.SUPPRESS)  # one fold of one row, as JSON
     given = parser.parse_args()
+    if not 1 <= given.folds <= given.parts or given.parts < 2:
+        parser.error(f"--folds {given.folds} of --parts {given.parts}: give 2 parts or more, and 1 to as many folds")
     if given.alone is not None:
         way, size = given.ways[0], given.sizes[0]
         print(json.dumps(measure(way, given.base, given.paths, size, given.judged, given.parts, given.alone)))

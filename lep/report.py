@@ -75,8 +75,8 @@ def terminal_table(result: Result, *, width: int = 100) -> Group:
     cells |= {name: [line[i] for line in measures] for i, name in enumerate(("chars a token", "bits a byte"))}
     room = width - max((len(row.name) for row in result.rows), default=0) - 4  # names, language, and spaces beside them
     # Words of a header break where that saves a second table; a number never does.
-    parts = next((whole for whole in (_parts(cells, room, 11), _parts(cells, room, 8)) if len(whole) == 1), None)
-    parts = parts or _parts(cells, room, 11)
+    roomy, tight = (_parts(cells, room, longest_word) for longest_word in (11, 8))
+    parts = tight if len(tight) == 1 < len(roomy) else roomy
     return Group(*(part for found in parts for part in (_block_table(result, cells, found), "")))
 
 

@@ -47,10 +47,10 @@ class LmEval:
             n = found["n-samples"].get(task, {}).get("effective", 0)
             details[f"lm_eval {task}"] = {name.removesuffix(",none"): value for name, value in named.items()}
             for name, value in named.items():
-                metric, _, answers = name.partition(",")  # the harness's "filter": how an answer is cut out of a text
-                stderr = named.get(f"{metric}_stderr,{answers}")
+                metric, _, cut = name.partition(",")  # the harness's "filter": how an answer is cut out of a text
+                stderr = named.get(f"{metric}_stderr,{cut}")
                 if stderr is not None and -1 <= value <= 1:  # shares and correlations; others have no place in percent
-                    label = metric if answers in ("", "none") else f"{metric} ({answers})"
+                    label = metric if cut == "none" else f"{metric} ({cut})"
                     scores[f"{task} {label}/{self.language}"] = Score(float(value), float(stderr), n)
         records = [
             Record(task, self.language, "", "", str(sample["target"]), float(sample["acc"]), item=str(sample["doc_id"]))

@@ -6,7 +6,7 @@ In: items as they were asked and answered. Out: JSON lines, paired differences, 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,8 +101,8 @@ def gains(
     "all tasks/LANGUAGE" together.
     """
     judged = [group_by_key(row for row in rows if row.judged) for rows in (before, after, original)]
-    shared = set.intersection(*map(set, judged))
-    grouped = [_with_totals([row for key, rows in of.items() if key in shared for row in rows]) for of in judged]
+    shared = [key for key in judged[0] if all(key in of for of in judged)]
+    grouped = [_with_totals({key: of[key] for key in shared}) for of in judged]
     found = []
     for key, rows in grouped[0].items():
         assert len({tuple(_items(group[key])) for group in grouped}) == 1, "the same items, in one order"
@@ -114,12 +114,12 @@ def gains(
     return found
 
 
-def _with_totals(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """By task and language, and those of each language together."""
-    groups = group_by_key(records)
-    for record in records:
-        groups.setdefault(f"{TOTAL}/{record.language}", []).append(record)
-    return groups
+def _with_totals(groups: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """The groups, and the records of each language together."""
+    totals: dict[str, list[Record]] = {}
+    for record in chain.from_iterable(groups.values()):
+        totals.setdefault(f"{TOTAL}/{record.language}", []).append(record)
+    return {**groups, **totals}
 
 
 def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> list[dict[str, Any]]:

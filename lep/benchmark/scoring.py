@@ -74,8 +74,8 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     The text is the template's own: whether it begins with BOS is the template's decision, as in `pipeline`.
     """
     _check_template(tokenizer)
-    messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
 def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:

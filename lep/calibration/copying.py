@@ -56,7 +56,8 @@ def copy_tasks(
 
     Reads all documents, and remembers `count` passages of each language. ValueError if there are too few passages.
     """
-    _check_size(count, characters)
+    _check_count(count)
+    _check_characters(characters)
     wordings = read_wordings() if wordings is None else wordings
     chosen = choose_passages(
         documents,
@@ -71,10 +72,9 @@ def copy_tasks(
     return tasks
 
 
-def _check_size(count: int, characters: Sequence[int]) -> None:
+def _check_characters(characters: Sequence[int]) -> None:
     if len(characters) != 2 or not 0 < characters[0] <= characters[1]:
         raise ValueError(f"copies.characters={list(characters)} must be two lengths, the first above 0 and no larger.")
-    _check_count(count)
 
 
 def _check_count(count: int) -> None:
@@ -216,7 +216,9 @@ class CopyTasks:
     wordings: str | None = None
 
     def __post_init__(self) -> None:
-        _check_size(1 if self.count is None else self.count, self.characters)
+        if self.count is not None:
+            _check_count(self.count)
+        _check_characters(self.characters)
 
     def read(
         self, dropped: Counter[str] | None = None, *, exclude: Container[int] = frozenset()

@@ -336,10 +336,9 @@ class Dialogue:
         """The texts, those that do not fit the model without their beginnings (but for BOS), and how many these are."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         bos = str(self.tokenizer.bos_token or "") if self.chat else ""
-        shortened = [
-            bos * text.startswith(bos) + text[offsets[len(ids) - room + 1 + bool(bos)][0] :]
-            if len(ids) >= room
-            else text
-            for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ]
+        shortened = []
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            opening = bos if text.startswith(bos) else ""
+            surplus = len(ids) - room + 1
+            shortened.append(opening + text[offsets[surplus + bool(opening)][0] :] if surplus > 0 else text)
         return shortened, sum(a != b for a, b in zip(texts, shortened, strict=True))
