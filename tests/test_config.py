@@ -172,6 +172,14 @@ def test_copies_are_as_many_as_the_paper_has_unless_said_otherwise(tmp_path: Pat
         assert [build(calibration[name]).copies.count for name in ("self", "instruct_copy")] == expected
 
 
+@pytest.mark.parametrize("number", ["null", "0"])
+def test_a_number_of_copies_that_makes_none_is_told_by_its_name(tmp_path: Path, number: str):
+    files = ["instructions=files", f"instructions.paths=[{tmp_path}/*]", f"instructions.texts=[{tmp_path}/*]"]
+    calibration = composed("calibration=self", *files, f"calibration.self.num_copies={number}").calibration
+    with pytest.raises(ValueError, match=r"num_copies=(None|0) with instructions\.copies\.count=null"):
+        build(calibration.self)
+
+
 def test_what_is_named_freely_is_set_without_a_plus():
     files = "benchmark.darumeru.files={rucola: {test: [a.csv], prompt: [b.csv]}}"
     assert composed("benchmark=darumeru", files).benchmark.darumeru.files.rucola.test == ["a.csv"]

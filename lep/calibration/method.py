@@ -36,6 +36,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.copies is not None and self.copies.count is None:
-            if self.num_copies is None:
-                raise ValueError("instructions.copies.count and num_copies are both null. Say in one how many to make")
+            if self.num_copies is None or self.num_copies < 1:
+                raise ValueError(
+                    f"num_copies={self.num_copies} with instructions.copies.count=null makes no copy tasks. Give 1 or "
+                    "more in one of them, or copies=null for none"
+                )
             object.__setattr__(self, "copies", replace(self.copies, count=self.num_copies))  # type: ignore[type-var]
