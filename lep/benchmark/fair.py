@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.assets.microworld import story
 from lep.benchmark.asking import Journal, Query, Ranks, ask
-from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token, generation_speed
+from lep.benchmark.bits_per_byte import TextBits, bits_per_byte, characters_per_token, generation_speed
 from lep.benchmark.darumeru.sources import read_rows
-from lep.benchmark.metrics import mean_and_stderr, script_share
+from lep.benchmark.metrics import Estimate, mean_and_stderr, script_share
 from lep.benchmark.records import Record, SuiteResult
-from lep.results import Score
+from lep.results import BITS, Score
 
 SCRIPT_TASK = "own script"
 SCRIPTS = {"ru": "Cyrillic", "en": "Latin"}
@@ -59,15 +59,18 @@ class Fair:
     ) -> SuiteResult:
         journal = journal or Journal()
         details: dict[str, dict[str, Any]] = {}
+        estimates: dict[str, Estimate] = {}
         for language, texts in self._texts().items():
 
             def measured(language: str = language, texts: Sequence[str] = texts) -> dict[str, Any]:
                 label = progress and f"{progress}: bits per byte, {language}"
-                bits = bits_per_byte(model, tokenizer, texts, context=self.context, progress=label)
-                return text_measures(tokenizer, texts, bits)
+                return asdict(bits_per_byte(model, tokenizer, texts, context=self.context, progress=label))
 
-            details[f"text/{language}"] = journal.remember(f"text/{language}", measured)
-        scores, records = {}, []
+            bits = TextBits(**journal.remember(f"text/{language}", measured))
+            details[f"text/{language}"] = text_measures(tokenizer, texts, bits.score)
+            estimates[f"{BITS}/{language}"] = bits.estimate
+        scores: dict[str, Score] = {}
+        records: list[Record] = []
         for language, prompts in self.prompts.items():
             label = progress and f"{progress}: writing, {language}"
             written = self._written(model, tokenizer, language, prompts, journal, ranks, label)
@@ -77,7 +80,7 @@ class Fair:
                 # Timed anew by every run: the journal may come from another machine.
                 speed = generation_speed(model, tokenizer, prompts, max_new_tokens=self.timed_tokens)
                 details[f"speed/{language}"] = speed
-        return SuiteResult(scores, details, records)
+        return SuiteResult(scores, details, records, estimates)
 
     def fingerprint(self) -> dict[str, Any]:
         """What answers depend on besides the model."""

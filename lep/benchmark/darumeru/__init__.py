@@ -7,7 +7,7 @@ the mean over all seventeen. A mean of which a task is missing is not given; the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +21,7 @@ from lep.benchmark.asking import Answer, Journal, Query, Ranks, Reading, ask
 from lep.benchmark.darumeru.protocol import Protocol, protocol_named
 from lep.benchmark.darumeru.sources import Source, digest, make_source
 from lep.benchmark.darumeru.tasks import GROUPS, TASKS, Item, Judgement, PairedChoice, Prompts, Task
+from lep.benchmark.metrics import average
 from lep.benchmark.records import Record, SuiteResult
 from lep.benchmark.scoring import SameFirstToken, Turn, render_plain, render_turns
 from lep.results import Score
@@ -162,10 +163,9 @@ class Darumeru:
         dialogue: Dialogue,
     ) -> SuiteResult:
         tasks = {task.name: task for task in TASKS if task.name in judged}
-        found: dict[str, Score] = {}
-        for name, task in tasks.items():
-            found[name], metrics = task.score([judgement for _, _, judgement in judged[name]])
-            details[name]["metrics"] = metrics
+        found = {name: task.score([judgement for _, _, judgement in judged[name]]) for name, task in tasks.items()}
+        for name, of in found.items():
+            details[name]["metrics"] = of.metrics
         missing = [task.name for task in TASKS if task.name not in judged]
         about = {
             "protocol": protocol.described(),
@@ -177,20 +177,24 @@ class Darumeru:
             "missing": missing,
             "tasks": details,
         }
-        scores = {f"{name}/{task.language}": found[name] for name, task in tasks.items()}
+        scores = {f"{name}/{task.language}": found[name].score for name, task in tasks.items()}
+        estimates = {f"{name}/{task.language}": found[name].estimate for name, task in tasks.items()}
         records = [
             _record(tasks[name], item, prompt, judgement)
             for name, of in judged.items()
             for item, prompt, judgement in of
         ]
-        return SuiteResult(scores | means(found), {"darumeru": about}, records)
+        for key, of in complete_means(found).items():
+            scores[key] = mean_of([found[name].score for name in of])
+            estimates[key] = average([found[name].estimate for name in of])
+        return SuiteResult(scores, {"darumeru": about}, records, estimates)
 
 
-def means(found: Mapping[str, Score]) -> dict[str, Score]:
-    """Means of the groups, and Micro-Avg over the seventeen tasks, of those of which no task is missing."""
+def complete_means(found: Collection[str]) -> dict[str, list[str]]:
+    """What the means of the groups, and Micro-Avg, are means of: those of which no task is missing."""
     parts = {f"{group}/{_language(group)}": [task.name for task in TASKS if task.group == group] for group in GROUPS}
     parts[MICRO_AVERAGE] = [task.name for task in TASKS]
-    return {key: mean_of([found[name] for name in of]) for key, of in parts.items() if set(of) <= set(found)}
+    return {key: of for key, of in parts.items() if set(of) <= set(found)}
 
 
 def mean_of(scores: Sequence[Score]) -> Score:
