@@ -6,6 +6,7 @@ that is killed goes on there; another model, prompt or protocol has a file of it
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -29,8 +30,9 @@ from lep.report import change, fair_lines, incomplete_sentences, unequal_sentenc
 from lep.results import Result, Row, Score, environment, write_result
 from lep.run import HYDRA_VERSION_BASE, as_task
 
-# What an answer does not depend on: how many are asked.
-NOT_FINGERPRINTED = ("limit", "tasks")
+# What answers have in common though more may be asked later: all but how many, and of which data. What was asked of a
+# record is part of each answer's key.
+MAY_GROW = ("limit", "tasks", "data", "pairs")
 
 
 def benchmark(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
@@ -96,8 +98,10 @@ def open_journal(
     """The answers that are known of a model, if the suite can go on from them."""
     if not hasattr(suite, "fingerprint"):
         return None
-    settings = {key: value for key, value in plain(node).items() if key not in NOT_FINGERPRINTED}
-    fingerprint = {"suite": name, "settings": settings, "asked": suite.fingerprint(), **identity}
+    settings, asked = (
+        {key: value for key, value in of.items() if key not in MAY_GROW} for of in (plain(node), suite.fingerprint())
+    )
+    fingerprint = {"suite": name, "settings": settings, "asked": asked, **identity}
     key = artifact_key("answers", fingerprint)
     path = Path(config.artifacts_dir) / "answers" / f"{name}-{key[:12]}"
     journal = Journal(path, {"key": key, **fingerprint}, rank=ranks.rank)
@@ -162,6 +166,8 @@ def show(result: Result) -> None:
 def _interval(score: Score | None) -> str:
     if score is None:
         return "-"
+    if math.isnan(score.stderr):
+        return f"{100 * score.value:.1f} (n={score.n})"
     return f"{100 * score.value:.1f} ±{196 * score.stderr:.1f} (n={score.n})"
 
 
