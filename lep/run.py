@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
-from lep import checkpoints, stages, terminal
+from lep import checkpoints, processes, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
@@ -40,7 +40,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     history: list[dict[str, float]] = []
     plan = stages.make_plan(config)
     terminal.show_plan(plan, run_dir)
-    loggers = make_loggers(config, run_dir)
+    loggers = make_loggers(config, run_dir) if processes.is_leader() else []
 
     def conclude() -> Result:
         result = stages.collect(plan, run_dir, chosen, judged, history, corpus, vocabularies, seconds)
@@ -100,7 +100,10 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
     """One job: a run that is done returns at once, one that was killed goes on, a new one starts."""
     check(config)
-    write_once(run_dir / "config.yaml", config)
+    if processes.is_leader():
+        write_once(run_dir / "config.yaml", config)
+    elif config.adapted or "training" not in planned_stages(config):
+        raise processes.LeaderGoesOn
     record = run_dir / "result.json"
     if record.exists():
         result = read_result(record)
@@ -121,10 +124,15 @@ def compose_and_run(config: DictConfig) -> None:
 
 def as_task(job: Callable[..., Result], config: DictConfig) -> None:
     """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace."""
-    quieten()  # here, since a launcher may start this in a process of its own
+    # Here, since a launcher may start this in a process of its own.
+    processes.join()
+    terminal.speak_for_all()
+    quieten()
     hydra_config = HydraConfig.get()
     try:
         job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
+    except processes.LeaderGoesOn:
+        return
     except ValueError as error:
         # The message says what to do, the trace is in the log.
         logging.getLogger(__name__).exception("refused")

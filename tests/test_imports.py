@@ -23,7 +23,7 @@ LAYERS = (
     {"vocabulary", "assets"},
     {"corpus"},
     {"results", "artifacts", "config", "memory", "shards"},
-    {"durable"},
+    {"durable", "processes"},
 )
 BORDERS = {
     "hydra": {"run", "benchmark_app", "config"},

@@ -192,9 +192,8 @@ class StepBatches(InstructionBatches):
             yield batch | {"answer_tokens": self._answers_in_step(self._next - 1)}
 
     def _answers_in_step(self, place: int) -> int:
-        in_step = self.batch_size * self.world_size * self.accumulate
-        start = place // self.accumulate * in_step
-        return int(self._answer_tokens[self.order()[start : start + in_step]].sum())
+        start = place // self.accumulate * self.blocks_per_step
+        return int(self._answer_tokens[self.order()[start : start + self.blocks_per_step]].sum())
 
 
 class TuningData(InstructionData):
