@@ -11,18 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pico_models
 import pytorch_lightning as pl
 import torch
-from pico import OLD, pico_blocks, pico_fit, pico_module
+from pico import NEW, OLD, pico_blocks, pico_fit, pico_module
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from lep.embeddings import embeddings_of
 from lep.processes import count, is_leader, share_of_step, word_of_leader
 from lep.training import Disband, EmbeddingTraining, PackedData, ShardedBody
 from lep.training.data import HeldOutWindow
+from lep.training.module import BodyDtype
 
 STEPS, KILLED_AT_STEP, BATCH, ACCUMULATE, CLIP = 20, 11, 4, 2, 0.05
+ARCHITECTURES: list[tuple[str, BodyDtype]] = [(family, "float32") for family in pico_models.FAMILIES]
+ARCHITECTURES.append(("llama", "bfloat16"))
 STRATEGIES = {"ddp": DDPStrategy, "fsdp": ShardedBody}
 
 
@@ -39,20 +46,36 @@ class KillAtStep(pl.Callback):
 class EveryClipBites(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        assert len(gradients) == 2 and torch.nn.utils.get_total_norm(gradients) > 2 * CLIP
+        assert gradients and torch.nn.utils.get_total_norm(gradients) > 2 * CLIP
 
 
-def fit(name: str | None, *, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> EmbeddingTraining:
+def fit(
+    name: str | None,
+    *,
+    module: EmbeddingTraining | None = None,
+    steps: int = STEPS,
+    callbacks: Sequence[pl.Callback] = (),
+    **settings: Any,
+) -> EmbeddingTraining:
     """Twenty steps of four times two blocks, in this process or shared with the others."""
     batch, accumulate = share_of_step(BATCH, ACCUMULATE, count())
     windows = [HeldOutWindow(block[:-1], block[1:], 9) for block in pico_blocks(7)]
     data = PackedData(pico_blocks(70), batch_size=batch, seed=3, held_out={"ru": windows})
-    module = pico_module(rows="new", first_new_row=OLD, frozen_rows=[35])
+    module = module or pico_module(rows="new", first_new_row=OLD, frozen_rows=[35])
     several = {"strategy": STRATEGIES[name](), "devices": count()} if name else {}
     common = {"accumulate_grad_batches": accumulate, "val_check_interval": 5 * accumulate, "every": 3}
     common |= {"check_val_every_n_epoch": None, "log_every_n_steps": 2, "gradient_clip_val": CLIP, "max_epochs": -1}
-    pico_fit(module, STEPS, data=data, callbacks=[EveryClipBites(), *callbacks], **common, **several, **settings)
+    pico_fit(module, steps, data=data, callbacks=[EveryClipBites(), *callbacks], **common, **several, **settings)
     return module
+
+
+def loss_of(name: str | None, family: str, body_dtype: BodyDtype) -> float:
+    """The last logged loss of an architecture whose tables are tied."""
+    model = pico_models.pico_model(family, tied=True, vocab_size=NEW)
+    tables = embeddings_of(model).map(lambda table: table.detach().clone())
+    module = EmbeddingTraining(model, tables, learning_rate=0.01, warmup_steps=2, body_dtype=body_dtype)
+    module.train()  # Lightning warns of modules in eval mode; the module itself puts the body there
+    return fit(name, module=module, steps=4).history[-1]["train/loss"]
 
 
 def fit_until_killed(name: str | None, checkpoints: Path) -> None:
@@ -101,6 +124,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     (folder / f"pid of {rank}").write_text(str(os.getpid()))
     (folder / f"heard by {rank}").write_text(word_of_leader("train" if is_leader() else "nothing"))
+    losses = [loss_of("fsdp", *architecture) for architecture in ARCHITECTURES]
     for name in STRATEGIES:
         module = fit(name)
         (folder / f"{name} {rank}.json").write_text(json.dumps(weights_here(module)))
@@ -116,6 +140,8 @@ def main(folder: Path) -> None:
             module = fit(name, checkpoints=folder / killed, resume=True)
             if is_leader():
                 leave(folder / f"{killed}, then {name}", module)
+    if is_leader():
+        (folder / "architectures.json").write_text(json.dumps(losses))
     fit("ddp", callbacks=[Disband(), Busy(folder)])
 
 

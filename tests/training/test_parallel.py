@@ -12,7 +12,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from parallel_run import KILLED_AT_STEP, STEPS, STRATEGIES, fit, fit_until_killed, leave, weights_here
+from parallel_run import (
+    ARCHITECTURES,
+    KILLED_AT_STEP,
+    STEPS,
+    STRATEGIES,
+    fit,
+    fit_until_killed,
+    leave,
+    loss_of,
+    weights_here,
+)
 from pico import NEW, OLD, WIDTH
 from safetensors.torch import load_file
 
@@ -96,6 +106,14 @@ def test_shards_hold_the_frozen_body_once_and_every_process_the_tables(folder: P
     assert held["ddp"] == [whole, whole]
     assert sum(here["body"] for here in held["fsdp"]) == whole["body"]
     assert all(here["body"] < 0.6 * whole["body"] and here["tables"] == whole["tables"] for here in held["fsdp"])
+
+
+def test_every_architecture_trains_in_shards(folder: Path):
+    alone = [loss_of(None, *architecture) for architecture in ARCHITECTURES]
+    losses = json.loads((folder / "architectures.json").read_text())
+    assert losses[:-1] == pytest.approx(alone[:-1], rel=1e-5)
+    assert losses[-1] == pytest.approx(alone[-1], rel=1e-3)  # in bfloat16
+    assert len({round(loss, 4) for loss in losses}) == len(losses)
 
 
 def test_the_leader_goes_on_when_the_other_process_is_gone(folder: Path):
