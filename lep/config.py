@@ -72,6 +72,8 @@ def run_name(overrides: list[str]) -> str:
     parts = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
+        if key == "experiment" and "/" in value:  # one of the many in a folder, which share a study
+            parts.append(value.rpartition("/")[2])
         if key.partition(".")[0].partition("/")[0] in UNNAMED:
             continue
         if not re.fullmatch(r"[\w.+-]+", value):
@@ -87,9 +89,9 @@ def run_name(overrides: list[str]) -> str:
 
 
 def choices(chosen: Mapping[str, Any]) -> dict[str, str]:
-    """The option of every config group, as the report names a run by it."""
+    """The option of every config group, as the report names a run by it, and the experiment if there is one."""
     groups = ("model", "corpus", "tokenizer", "init", "training", "trainer", "propagation", "calibration", "benchmark")
-    return {group: str(chosen[group]) for group in groups if group in chosen}
+    return {group: str(chosen[group]) for group in (*groups, "experiment") if chosen.get(group) is not None}
 
 
 def check(config: DictConfig) -> None:

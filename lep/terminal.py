@@ -60,7 +60,7 @@ def _sizes(config: DictConfig) -> dict[str, str]:
             if config.adapted
             else f"{training.steps:,} steps of {per_step:,} tokens, {trained_rows(config)} rows"
         ),
-        "propagation": ", ".join(map(str, config.propagation)),
+        "propagation": ", ".join(map(str, config.propagation)) or "none",
         "calibration": f"{', '.join(named)} of {', '.join(config.calibration.on)}"
         if (named := calibrations(config))
         else "none",

@@ -21,6 +21,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 def composed(*overrides: str) -> DictConfig:
     needed = {
         "corpus=text_files": ["corpus.paths=[texts/*.txt]"],
+        "corpus=paper": ["corpus.paths={habr: a, pikabu: b, fiction: c, news: d, education: e, science: f}"],
         "experiment=smollm2_ru": ["corpus.paths=[texts/*.txt]"],
         "instructions=files": ["instructions.paths=[chats/*.jsonl]", "instructions.texts=[texts/*.txt]"],
         "instructions=saiga_scored": ["instructions.texts=[texts/*.txt]"],

@@ -22,7 +22,7 @@ LAYERS = (
     {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config", "memory", "shards"},
+    {"results", "artifacts", "charts", "config", "memory", "shards"},
     {"durable"},
 )
 BORDERS = {
