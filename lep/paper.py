@@ -147,7 +147,9 @@ def _judged_otherwise(row: Row) -> tuple[list[str], bool]:
 def paper_tables(study: Study) -> tuple[list[Table], list[str]]:
     """The published tables that we have any row of, each row as published, as ours, and the difference; and notes."""
     found, notes = matches(study)
-    notes += [f"{match.line.label}: {doubt}" for match in found for doubt in match.doubts]
+    for doubt in dict.fromkeys(doubt for match in found for doubt in match.doubts):
+        rows = [match.published.config for match in found if doubt in match.doubts]
+        notes.append(f"{doubt}: {', '.join(rows)}")
     tables = {match.published.table for match in found}
     return [_table(number, found) for number in sorted(tables)], notes
 
