@@ -163,7 +163,8 @@ def _table(number: int, found: Sequence[Match]) -> Table:
         lines.append([Cell(row.config), Cell(row.name), Cell("published"), *theirs])
         for match in (match for match in found if match.published == row):
             seeds = f"ours, {len(match.line.seeds)} seed{'s' if match.line.seeds[1:] else ''}"
-            named = [Cell(row.config), Cell(match.line.label)]
+            own = match.line.label.removeprefix(EXPERIMENTS).removeprefix(row.config)  # what it was asked besides
+            named = [Cell(row.config), Cell(row.name + own)]
             lines.append([*named, Cell(seeds), *(_ours(measure, match) for measure in measures)])
             if match.comparable:
                 lines.append([*named, Cell("difference"), *(_difference(measure, match) for measure in measures)])
