@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 
 from lep.charts import Chart, line_chart
-from lep.results import TOTAL, Result, Row, Score
+from lep.results import BITS, TOTAL, Result, Row, Score
 
 LANGUAGES = {"ru": "Russian", "en": "English"}
 STOPS = {
@@ -48,6 +48,15 @@ VOCABULARY_GUARANTEES = {
     "unreachable_tokens": "tokens that no text gives",
     "unicode_characters_lost": "Unicode characters that do not come back",
     "digits_per_token": "digits a token, at most",
+}
+# What the suite `fair` says of a language beside the columns of the table: of its texts, and of writing.
+FAIR = {
+    ("text", "bits_per_character"): "bits a character",
+    ("text", "tokens_per_word"): "tokens a word",
+    ("text", "characters"): "characters of text",
+    ("speed", "characters_per_second"): "characters a second, writing",
+    ("speed", "tokens_per_second"): "tokens a second, writing",
+    ("speed", "prefill_characters_per_second"): "characters a second, reading the prompts",
 }
 END_OF_TURN = {
     "won_in_original": "wins in the original",
@@ -204,6 +213,8 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         comparisons=sorted(comparisons, key=lambda c: (not _beyond_noise(c), -abs(c["difference"]))),
         beyond_noise=_beyond_noise,
         incomplete_sentences=incomplete_sentences(result),
+        unequal_sentences=unequal_sentences(result),
+        fair_lines=fair_lines(result),
         calibration_sentences=calibration_sentences(result),
         charts=_charts(result.training.get("curve", [])),
         stops=_stops(result.rows),
@@ -233,7 +244,7 @@ def page_template(name: str) -> Template:
     """A template of the package, which escapes what it is given and may include the others."""
     loader = FunctionLoader(lambda other: files("lep").joinpath(other).read_text(encoding="utf-8"))
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "language": language_name}
+    environment.filters |= {"change": change, "number": number, "percent": percent, "language": language_name}
     return environment.get_template(name)
 
 
@@ -242,6 +253,21 @@ def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
     comparisons: dicts {task: "task/language", a, b, difference, low, high, n}, shares, difference = a minus b.
     """
+    if not comparisons:
+        return []
+    bits = [c for c in comparisons if _of_bits(c)]
+    comparisons = [c for c in comparisons if not _of_bits(c)]
+    return _verdict_on_tasks(comparisons) + _verdict_on_texts(bits)
+
+
+def _verdict_on_texts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    apart = sorted(filter(_beyond_noise, comparisons), key=lambda c: -abs(c["difference"]))
+    if comparisons and not apart:
+        return ["Bits per byte of held-out text do not differ beyond the noise."]
+    return [_difference_sentence(c) for c in apart]
+
+
+def _verdict_on_tasks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     if not comparisons:
         return []
     tasks = list(dict.fromkeys(c["task"] for c in comparisons))
@@ -273,6 +299,30 @@ def incomplete_sentences(result: Result) -> list[str]:
             limit = f"; {about['limit']} items a task" if about["limit"] else ""
             found.append(f"Darumeru of {row.name}{limit}{missing}")
     return found
+
+
+def unequal_sentences(result: Result) -> list[str]:
+    """Where models were not asked alike, as their contexts had room for other numbers of examples, or cut prompts."""
+    asked = {row.name: row.details["darumeru"]["tasks"] for row in result.rows if "darumeru" in row.details}
+    found = []
+    for task in dict.fromkeys(task for of in asked.values() for task in of):
+        for key, what in (("shots", "examples before a question, on average"), ("prompts_cut", "prompts cut short")):
+            values = {name: of[task][key] for name, of in asked.items() if key in of.get(task, {})}
+            if len({*values.values()}) > 1:
+                each = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+                found.append(f"{task}: {what}: {each}; fewer shots, or a longer context, ask all alike")
+    return found
+
+
+def fair_lines(result: Result) -> list[tuple[str, list[str]]]:
+    """(label, a value for each row) of what the suite `fair` measured beside the table's columns."""
+    lines = []
+    for language in languages(result):
+        for (part, key), label in FAIR.items():
+            values = [row.details.get(f"{part}/{language}", {}).get(key) for row in result.rows]
+            if any(value is not None for value in values):
+                lines.append((f"{label}, {language_name(language)}", [number(value) for value in values]))
+    return lines
 
 
 def calibration_sentences(result: Result) -> list[str]:
@@ -318,6 +368,7 @@ def tasks(result: Result, language: str) -> list[str]:
 
 
 def task_name(key: str) -> str:
+    """Such as “copying” in Russian."""
     task, _, language = key.rpartition("/")
     return f"“{task}” in {language_name(language)}"
 
@@ -406,18 +457,31 @@ def _beyond_noise(comparison: Mapping[str, Any]) -> bool:
 
 
 def _difference_sentence(comparison: Mapping[str, Any]) -> str:
-    sign = 1 if comparison["difference"] > 0 else -1
-    better, worse = (comparison["a"], comparison["b"])[::sign]
-    low, high = sorted((sign * comparison["low"], sign * comparison["high"]))
+    bits, sign = _of_bits(comparison), 1 if comparison["difference"] > 0 else -1
+    better, worse = (comparison["a"], comparison["b"])[:: -sign if bits else sign]
+    figures = (abs(comparison["difference"]), *sorted(sign * comparison[edge] for edge in ("low", "high")))
+    size, low, high = (f"{figure:.3f}" if bits else _points(figure) for figure in figures)
+    where = (
+        f"held-out {language_name(comparison['task'].rpartition('/')[2])}" if bits else task_name(comparison["task"])
+    )
     return (
-        f"On {task_name(comparison['task'])}, {better} is better than {worse} by "
-        f"{_points(abs(comparison['difference']))} points (95 % interval {_points(low)} to {_points(high)}, "
-        f"n\u00a0=\u00a0{comparison['n']})."
+        f"On {where}, {better} is better than {worse} by {size} {BITS if bits else 'points'} (95 % interval {low} to "
+        f"{high}, n\u00a0=\u00a0{comparison['n']})."
     )
 
 
 def _points(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def change(comparison: Mapping[str, Any], key: str) -> str:
+    """A figure of a comparison with its sign: points, or bits per byte."""
+    value = comparison[key]
+    return f"{value:+.3f} bits" if _of_bits(comparison) else f"{100 * value:+.1f}"
+
+
+def _of_bits(comparison: Mapping[str, Any]) -> bool:
+    return comparison["task"].startswith(f"{BITS}/")
 
 
 def _count(things: Sequence[Any], noun: str) -> str:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
-from lep.benchmark.asking import Ranks
+from lep.benchmark.asking import Ranks, run_suite
 from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
 from lep.calibration.method import Calibration
@@ -376,9 +376,8 @@ def make_watcher(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> list[Callbac
         set_embeddings_(model, tables)
         scores: dict[str, float] = {}
         for suite in suites:
-            shared_out = {"ranks": Ranks.current()} if hasattr(suite, "fingerprint") else {}
-            found = suite(model, tokenizer, **shared_out).scores
-            scores |= {key: score.value for key, score in found.items()}
+            found = run_suite(suite, model, tokenizer, ranks=Ranks.current())
+            scores |= {key: score.value for key, score in found.scores.items()}
         return scores
 
     return [BenchmarkWhileTraining(settings.every_steps, judge)]
@@ -636,7 +635,7 @@ def collect(
         training=describe_training(history, config),
         propagation={f.row.name: f.diagnostics for f in judged if f.diagnostics and not f.calibration},
         comparisons=compare(
-            {found.row.name: found.records for found in judged if not found.calibration},
+            {found.row.name: found.found for found in judged if not found.calibration},
             baselines=(ORIGINAL, UNTRAINED),
         ),
         calibration=describe_calibrations(judged),
@@ -649,15 +648,15 @@ def collect(
 
 def describe_calibrations(judged: list[Judged]) -> dict[str, Any]:
     """Of each calibrated model how it was tuned, what it gained, and how it differs from its other calibrations."""
-    records = {found.row.name: found.records for found in judged}
+    models = {found.row.name: found.found for found in judged}
     described: dict[str, Any] = {}
     for found in (found for found in judged if found.calibration):
         before, exported = found.calibration["before"], found.diagnostics.get("export")
         others = [row for row, other in described.items() if other["before"] == before]
-        apart = compare({name: records[name] for name in (found.row.name, *others)})
+        apart = compare({name: models[name] for name in (found.row.name, *others)})
         described[found.row.name] = {
             **found.calibration,
-            "gains": gains(records[before], found.records, records[ORIGINAL]),
+            "gains": gains(models[before], found.found, models[ORIGINAL]),
             "against": [difference for difference in apart if difference["a"] == found.row.name],
             **({"export": exported} if exported else {}),
         }

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lep.callbacks import NOT_REPAIRED
 from lep.config import calibrations, planned_stages, trained_rows, variant_name
-from lep.report import calibration_sentences, incomplete_sentences, terminal_table, vocabulary_tables
+from lep.report import calibration_sentences, incomplete_sentences, terminal_table, unequal_sentences, vocabulary_tables
 from lep.results import Result
 from lep.stages import Plan, is_leader, needs
 
@@ -83,6 +83,8 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         console.print(vocabulary_tables(result))
     for sentence in incomplete_sentences(result):
         say(f"incomplete {sentence}")
+    for sentence in unequal_sentences(result):
+        say(f"unequal   {sentence}")
     for sentence in calibration_sentences(result):
         say(f"gain      {sentence}")
     for path in sorted((run_dir / "models").glob("[!.]*")):

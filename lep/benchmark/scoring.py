@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
@@ -101,6 +102,15 @@ def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> s
             )
         place = found + len(text.strip())
     return rendered
+
+
+def takes_system(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat format has a turn of the system; some templates refuse it."""
+    try:
+        render_turns(tokenizer, [("system", "zqx"), ("user", "a"), ("assistant", "")])
+    except (TemplateError, ValueError):
+        return False
+    return True
 
 
 def render_plain(turns: Sequence[Turn]) -> str:

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from lep.assets.microworld import Item
 from lep.benchmark import scoring
 from lep.benchmark.micro import run_micro, summarise
-from lep.benchmark.records import STOPS, Record, compare, read_records, samples, write_records
+from lep.benchmark.records import STOPS, Record, SuiteResult, compare, read_records, samples, write_records
 from lep.benchmark.scoring import end_tokens, generate, option_scores, render_chat
 from lep.chat import end_of_turn
 
@@ -129,13 +129,14 @@ def test_records_come_back_from_their_file(
 def test_comparisons_are_of_every_pair_but_the_baselines() -> None:
     good = [record("questions", True, prompt=str(i)) for i in range(40)]
     bad = [replace(r, value=i % 2 == 0) for i, r in enumerate(good)]
-    found = compare({"original": good, "swap": bad, "delta": good, "overlap": good}, baselines=("original",))
+    models = {"original": good, "swap": bad, "delta": good, "overlap": good}
+    found = compare({name: summarise(of) for name, of in models.items()}, baselines=("original",))
     assert [(c["a"], c["b"]) for c in found] == [("swap", "delta"), ("swap", "overlap"), ("delta", "overlap")]
     first, _, last = found
     assert first["task"] == "questions/ru" and first["difference"] == -0.5 and first["high"] < 0 and first["n"] == 40
     assert (last["difference"], last["low"], last["high"]) == (0, 0, 0)
     with pytest.raises(AssertionError, match="same items"):
-        compare({"swap": good, "delta": [record("questions", True)] * 40})
+        compare({"swap": summarise(good), "delta": summarise([record("questions", True)] * 40)})
 
 
 def test_one_item_has_no_standard_error() -> None:
@@ -156,4 +157,4 @@ def test_samples_hold_what_each_model_said_to_the_first_items_of_a_task() -> Non
 def test_a_continued_text_is_shown_and_not_judged() -> None:
     text = replace(record("continuation", False), expected="")
     assert samples({"swap": [text]})[0]["answers"] == [{"model": "swap", "answer": "a", "right": None}]
-    assert compare({"swap": [text], "delta": [text]}) == []
+    assert compare({name: SuiteResult({}, {}, [text]) for name in ("swap", "delta")}) == []
