@@ -12,7 +12,8 @@ from typing import Any
 CHART_WIDTH, CHART_HEIGHT = 640, 260
 SMALLEST_SPAN = 1e-290
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
-MARGIN = 0.04  # of the span, between the frame and the points of a scatter
+MARGIN = 0.06  # of the span, between the frame and the points of a scatter
+APART = 6.0  # series whose points share an x stand side by side, so far from one another
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Chart:
     x_ticks: list[tuple[float, float]]
     y_ticks: list[tuple[float, str]]
     x_label: str = ""
-    marks: list[dict[str, Any]] = field(default_factory=list)  # name, points: x, y, low, high, label
+    marks: list[dict[str, Any]] = field(default_factory=list)  # name, points: x, y, ends, label, name, name_x
     width: int = CHART_WIDTH
     height: int = CHART_HEIGHT
     left: int = CHART_LEFT
@@ -34,12 +35,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a scatter. half_width: of the interval along y, nan for none. label: what it stands for."""
+    """A point of a scatter. interval: its ends along y, if it has one. label: what it is; name: written beside it."""
 
     x: float
     y: float
-    half_width: float = math.nan
+    interval: tuple[float, float] | None = None
     label: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,26 +70,37 @@ def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *
 
 
 def scatter_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: str = "") -> Chart:
-    """Scale points and their intervals into one drawing; those of a series look alike."""
+    """Scale points and their intervals into one drawing; those of a series look alike, a little beside the others'."""
     points = [point for of in series.values() for point in of]
-    heights = [y for point in points for y in (point.y, *_ends(point))]
+    heights = [y for point in points for y in (point.y, *(point.interval or ()))]
     axes = _axes([point.x for point in points], heights, margin=MARGIN)
+
+    # From the first to the last of the marks that share an x, and where names stand clear of them.
+    spread = APART * (len(series) - 1)
+    clear = spread / 2 + 9
+
+    def beside(x: float, number: int) -> float:
+        place = axes.x(x) - spread / 2 + APART * number
+        return round(min(max(place, CHART_LEFT), CHART_WIDTH - CHART_RIGHT), 1)
+
     drawn = [
         {
             "name": name,
             "points": [
-                {"x": axes.x(point.x), "y": axes.y(point.y), "ends": [*map(axes.y, _ends(point))], "label": point.label}
+                {
+                    "x": beside(point.x, number),
+                    "y": axes.y(point.y),
+                    "ends": [*map(axes.y, point.interval or ())],
+                    "label": point.label,
+                    "name": point.name,
+                    "name_x": round(axes.x(point.x) + (clear if axes.x(point.x) < CHART_WIDTH / 2 else -clear), 1),
+                }
                 for point in of
             ],
         }
-        for name, of in series.items()
+        for number, (name, of) in enumerate(series.items())
     ]
     return Chart(title, [], axes.x_ticks, axes.y_ticks, x_label, drawn)
-
-
-def _ends(point: Point) -> tuple[float, ...]:
-    half = point.half_width
-    return () if math.isnan(half) else (point.y - half, point.y + half)
 
 
 def _axes(x_values: Sequence[float], y_values: Sequence[float], *, margin: float = 0.0) -> _Axes:

@@ -73,7 +73,7 @@ def run_name(overrides: list[str]) -> str:
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
         if key == "experiment" and "/" in value:  # one of the many in a folder, which share a study
-            parts.append(value.rpartition("/")[2])
+            parts.insert(0, value.rpartition("/")[2])
         if key.partition(".")[0].partition("/")[0] in UNNAMED:
             continue
         if not re.fullmatch(r"[\w.+-]+", value):

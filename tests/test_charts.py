@@ -34,13 +34,13 @@ def test_a_chart_stays_inside_its_frame_even_for_one_constant_line() -> None:
 def test_a_scatter_holds_every_point_and_interval_and_keeps_their_order(
     found: list[tuple[float, float, float]],
 ) -> None:
-    points = [Point(x, y, half) for x, y, half in found]
+    points = [Point(x, y, None if math.isnan(half) else (y - half, y + half)) for x, y, half in found]
     chart = scatter_chart("title", {"one": points[::2], "other": points[1::2]})
     drawn = [mark for series in chart.marks for mark in series["points"]]
     assert len(drawn) == len(points)
     for mark, point in zip(drawn, [*points[::2], *points[1::2]], strict=True):
         assert chart.left <= mark["x"] <= chart.right
         assert all(0 <= y <= chart.bottom for y in (mark["y"], *mark["ends"]))
-        assert len(mark["ends"]) == (0 if math.isnan(point.half_width) else 2)
+        assert len(mark["ends"]) == (2 if point.interval else 0)
     by_height = sorted(zip((p.y for p in [*points[::2], *points[1::2]]), (m["y"] for m in drawn), strict=True))
     assert all(low[1] >= high[1] for low, high in zip(by_height, by_height[1:], strict=False) if low[0] < high[0])

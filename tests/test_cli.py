@@ -14,7 +14,9 @@ import torch
 from wandb_offline import read_offline_run
 
 from lep.embeddings import read_embeddings
+from lep.paper import paper_tables
 from lep.results import read_result
+from lep.study import read_study
 
 SMALL = (
     "training.steps=12",
@@ -239,6 +241,27 @@ def test_a_sweep_over_variants_shares_what_it_can(tmp_path: Path):
     assert all(scores == originals[0] for scores in originals)
     for result in results:
         assert result.tokenizer["after"]["unreachable_tokens"] == 0
+
+
+def test_rows_of_the_paper_run_in_miniature(tmp_path: Path):
+    """Table 2, which judges base models: one as it is, and one with another vocabulary; then both in the report."""
+    rows = ("table2_llama3_8b_original", "table2_llama3_8b_bpe")
+    experiments = "experiment=" + ",".join(f"paper/{row}" for row in rows)
+    miniature = ("model=tiny", "corpus=microworld", "instructions=microworld", "benchmark=micro", "trainer=cpu")
+    lep(tmp_path, "-m", experiments, *miniature, "training.steps=3")
+    study = read_study([tmp_path / "runs"])
+    by_row = {group.first.choices["experiment"]: group for group in study.groups}
+    original, bpe = (by_row[f"paper/{row}"] for row in rows)
+    assert [line.model for line in original.lines] == ["original"]
+    assert [line.model for line in bpe.lines] == ["original", "no training", "swap"]
+    assert original.lines[0].estimates["copying/ru"] == bpe.lines[0].estimates["copying/ru"]
+    assert (
+        bpe.lines[2].estimates["characters a token/ru"].mean > original.lines[0].estimates["characters a token/ru"].mean
+    )
+    assert not study.unfinished
+    tables, notes = paper_tables(study)
+    assert [line[0].text for line in tables[0].lines if line[2].text == "ours, 1 seed"] == list(rows)
+    assert "model is tiny, not llama3_8b: table2_llama3_8b_bpe, table2_llama3_8b_original" in notes
 
 
 def losses(folder: Path) -> dict[str, str]:

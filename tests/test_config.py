@@ -9,7 +9,17 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lep.config import STAGES, build, calibrations, check, check_context, planned_stages, run_name, write_once
+from lep.config import (
+    STAGES,
+    build,
+    calibrations,
+    check,
+    check_context,
+    choices,
+    planned_stages,
+    run_name,
+    write_once,
+)
 from lep.stages import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -232,10 +242,17 @@ def test_run_names_hold_what_changes_the_run_and_fit_a_folder():
     assert run_name([]) == "default"
     assert run_name(["seed=1", "tokenizer=bpe"]) == run_name(["tokenizer=bpe", "seed=1"]) == "seed=1,tokenizer=bpe"
     assert run_name(["study=x", "output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
+    assert run_name(["benchmark=micro", "experiment=paper/one", "seed=1"]) == "one,benchmark=micro,seed=1"
     one, other = run_name(["model.base=/a/b/model"]), run_name(["model.base=/c/model"])
     assert one != other and "/" not in one + other
     long = [run_name([f"key{i}=привет{i}" for i in range(count)]) for count in (40, 41)]
     assert long[0] != long[1] and all(len(name.encode()) <= 160 for name in long)
+
+
+def test_a_record_names_its_experiment_if_there_is_one():
+    chosen = {"model": "tiny", "hydra/launcher": "basic", "experiment": None}
+    assert choices(chosen) == {"model": "tiny"}
+    assert choices(chosen | {"experiment": "paper/one"}) == {"model": "tiny", "experiment": "paper/one"}
 
 
 def test_a_folder_with_another_config_is_refused_once_begun(tmp_path: Path):
