@@ -26,6 +26,7 @@ from scipy.sparse import csr_array
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 from transformers import PreTrainedTokenizerFast
 
 from lep.shards import ComputedTable, Table, take
@@ -314,20 +315,16 @@ class SubtokenOperator:
     ) -> Tensor:
         """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows [K, D] of K ids, in their order."""
         block = self.weights[rows]
-        lengths = np.diff(block.indptr)
-        alone = lengths == 1  # most rows between real vocabularies: one id weighs 1, and its row need only be widened
-        whole = read(block.indices[block.indptr[:-1][alone]]).to(dtype)
-        if alone.all():
-            return whole
-        summed = block[~alone]
-        used, position = np.unique(summed.indices, return_inverse=True)
-        dense = read(used).to(dtype).numpy()
-        parts = (summed.data.astype(dense.dtype), position, summed.indptr)
-        product = csr_array(parts, shape=(summed.shape[0], len(used))) @ dense
-        result = torch.empty(len(lengths), dense.shape[1], dtype=dtype)
-        result[torch.from_numpy(alone)] = whole
-        result[torch.from_numpy(~alone)] = torch.from_numpy(product)
-        return result
+        if (np.diff(block.indptr) == 1).all():  # one id weighs 1, and its row need only be widened
+            return read(block.indices).to(dtype)
+        used, position = np.unique(block.indices, return_inverse=True)
+        return embedding_bag(
+            torch.from_numpy(position),
+            read(used).to(dtype),
+            torch.from_numpy(block.indptr[:-1].astype(np.int64)),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(block.data).to(dtype),
+        )
 
     def summary(self) -> dict[str, int]:
         """How the new tokens come by their rows, as counts that add up to `tokens`, and the old rows they draw on."""
