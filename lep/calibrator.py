@@ -35,8 +35,7 @@ from lep.calibration.answering import (
     vllm_answers,
     write_answers,
 )
-from lep.calibration.conversations import Conversation, ConversationSource
-from lep.calibration.copying import fingerprints
+from lep.calibration.conversations import ChatFiles, Conversation, ConversationSource
 from lep.calibration.filtering import Answered, keep
 from lep.calibration.method import Calibration
 from lep.calibration.packing import pack
@@ -47,7 +46,8 @@ from lep.shards import tensor_files
 from lep.training import LastCheckpoint
 from lep.training.module import STATE_KEY
 
-ANSWERS_FILE, RATINGS_FILE, HISTORY_FILE = "answers.jsonl", "ratings.json", "history.json"
+COPIES_FILE, ANSWERS_FILE = "copies.jsonl", "answers.jsonl"
+RATINGS_FILE, HISTORY_FILE = "ratings.json", "history.json"
 Read = Callable[[Counter[str]], Iterator[Conversation]]  # what a source leaves out is counted there, by reason
 LogAgain = Callable[[list[dict[str, float]], bool], None]  # the curve, and whether it was recorded whole
 MakeTrainer = Callable[[Tuning, int, str, LastCheckpoint], pl.Trainer]
@@ -75,7 +75,8 @@ class Calibrator:
 
     methods: by name. on: names of the candidates they apply to. key: what the tuned weights depend on beside data,
     model and tuning (seed, trainer). make_trainer: of a tuning, its steps, the row's name and its checkpoint.
-    log_again: gives loggers a curve that an earlier process recorded, whole or up to where it was killed.
+    log_again: gives loggers a curve that an earlier process recorded, whole or up to where it was killed. copies: the
+    copy tasks (`COPIES_FILE`) of each method that has any.
     """
 
     judge: Judge
@@ -84,6 +85,7 @@ class Calibrator:
     seed: int
     make_trainer: MakeTrainer
     log_again: LogAgain
+    copies: Mapping[str, Artifact] = field(default_factory=dict)
     key: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(self, candidate: Candidate) -> Iterator[tuple[Candidate, dict[str, Any]]]:
@@ -97,7 +99,7 @@ class Calibrator:
 
     def _calibrated(self, candidate: Candidate, name: str, method: Calibration) -> tuple[Candidate, dict[str, Any]]:
         row = calibrated_name(candidate.name, name)
-        read, learnt_from, counts = self._conversations(method)
+        read, learnt_from, counts = self._conversations(name, method)
         inputs = {**self._made_from(candidate, method), "learnt from": learnt_from}
         artifact = self._make(
             "tuned", row, inputs, lambda out, bench: self._tune_into(out, bench, candidate, row, method.tuning, read)
@@ -113,27 +115,28 @@ class Calibrator:
         tuning = asdict(method.tuning)
         for unseen in ("log_every_steps", "checkpoint_every_steps"):
             del tuning[unseen]
-        # On held-out texts the end-of-turn token of a propagated model is repaired; no copy task holds any of them.
+        # On held-out texts the end-of-turn token of a propagated model is repaired.
         judged = {name: self.judge.key[name] for name in ("instruct", "held_out", "measured")}
         return {**judged, **self.key, "before": candidate.key, "tuning": tuning, "seed": self.seed}
 
     # What is learnt from
 
-    def _conversations(self, method: Calibration) -> tuple[Read, Any, dict[str, Any]]:
+    def _conversations(self, name: str, method: Calibration) -> tuple[Read, Any, dict[str, Any]]:
         """How to read them, what they are made from (for a key), and the counts of what was kept of the answers."""
-        made_from: dict[str, Any] = {"copies": method.copies and method.copies.fingerprint()}
+        copies = self.copies.get(name)
+        made_from: dict[str, Any] = {"copies": copies and copies.key}
+        said = {} if copies is None else {"copies": copies.facts}
+
+        def read_copies() -> Iterable[Conversation]:
+            return () if copies is None else ChatFiles([str(copies.path / COPIES_FILE)]).read()
+
         if method.answers is None:
             made_from["instructions"] = method.instructions.fingerprint()
-            return lambda dropped: chain(method.instructions.read(dropped), self._copies(method)), made_from, {}
+            return lambda dropped: chain(method.instructions.read(dropped), read_copies()), made_from, said
         kept, answers_key, counts = self._own_answers(method.instructions, method.answers)
         made_from |= {"answers": answers_key, "filters": asdict(method.answers.filters)}
         own = [found.conversation for found in kept]
-        return lambda _: chain(own, self._copies(method)), made_from, {"answers": counts}
-
-    def _copies(self, method: Calibration) -> Iterable[Conversation]:
-        if method.copies is None:
-            return ()
-        return method.copies.read(exclude=fingerprints(chain.from_iterable(self.judge.held_out.values())))
+        return lambda _: chain(own, read_copies()), made_from, said | {"answers": counts}
 
     def _own_answers(
         self, instructions: ConversationSource, settings: SelfAnswers

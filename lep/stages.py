@@ -11,6 +11,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.asking import Ranks
 from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
-from lep.calibration.method import Calibration
+from lep.calibration.copying import Fingerprints, write_fingerprints
+from lep.calibration.method import Calibration, CopySource
 from lep.calibration.tuning import Tuning
-from lep.calibrator import Calibrator, find_inputs
+from lep.calibrator import COPIES_FILE, Calibrator, find_inputs
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, calibrations, check_context, plain, planned_stages, trained_rows, variant_name
@@ -58,6 +61,7 @@ HeldOutTexts = Mapping[str, list[str]]
 BITS_CONTEXT = 240
 SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 OPERATOR_FILE = "operator.safetensors"
+SEEN_FILE = "fingerprints.npy"
 HISTORY_FILE = "history.json"
 
 
@@ -211,6 +215,47 @@ def make_corpus(plan: Plan) -> Artifact:
             build(config.source), out, filters=build(config.filters), held_out=build(config.held_out), seed=0
         ),
     )
+
+
+def make_copies(plan: Plan, corpus: Artifact) -> dict[str, Artifact]:
+    """The copy tasks of each calibration that has any; nothing in them was judged or trained on.
+
+    What tables that are given were trained on nobody knows, and the facts say so. ValueError where the texts hold too
+    few others: that is told now, not after training.
+    """
+    found = {name: method.copies for name, method in plan.calibrations.items() if method.copies is not None}
+    if not found:
+        return {}
+    prepared, known = PreparedCorpus(corpus.path), plan.config.adapted is None
+    seen = plan.store.get_or_build(
+        "seen",
+        plan.config.corpus.name,
+        {"corpus": corpus.key, "trained on": known},
+        lambda out: {"fingerprints": write_fingerprints(out / SEEN_FILE, seen_texts(prepared, trained=known))},
+    )
+    apart_from = "held-out texts and those of the embedding training"
+    if not known:
+        apart_from = "held-out texts alone: the tables were given, and what they were trained on is not known"
+
+    def into(out: Path, copies: CopySource) -> dict[str, Any]:
+        tasks = [{"messages": task.messages()} for task in copies.read(exclude=Fingerprints(seen.path / SEEN_FILE))]
+        lines = (json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+        (out / COPIES_FILE).write_text("".join(lines), encoding="utf-8")
+        return {"count": len(tasks), "apart from": apart_from}
+
+    return {
+        name: plan.store.get_or_build(
+            "copies", name, {"copies": copies.fingerprint(), "seen": seen.key}, partial(into, copies=copies)
+        )
+        for name, copies in found.items()
+    }
+
+
+def seen_texts(prepared: PreparedCorpus, *, trained: bool) -> Iterator[str]:
+    """Every text of a corpus that models are judged on and, where it was, trained on."""
+    yield from chain.from_iterable(prepared.all_held_out().values())
+    if trained:
+        yield from prepared.train_texts()
 
 
 def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
@@ -508,7 +553,7 @@ def make_judge(
     )
 
 
-def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrator:
+def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger], copies: Mapping[str, Artifact]) -> Calibrator:
     """What tunes the judge's models after propagation. This process tunes alone, on one device."""
     config = plan.config
 
@@ -533,6 +578,7 @@ def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrat
         seed=config.seed,
         make_trainer=make_trainer,
         log_again=lambda curve, whole: log_again(loggers, curve, whole=whole),
+        copies=copies,
         key={"accelerator": config.trainer.accelerator, "precision": config.trainer.precision},
     )
 

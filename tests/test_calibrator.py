@@ -13,7 +13,7 @@ import torch
 from pico_models import identity_operator, pico_model, pico_tokenizer
 
 from lep import calibrator as calibrators
-from lep.artifacts import Store
+from lep.artifacts import Artifact, Store
 from lep.calibration.adapter import read_adapter
 from lep.calibration.answering import Rating, SelfAnswers
 from lep.calibration.conversations import Conversation, MicroWorldChats
@@ -69,7 +69,12 @@ def instruct_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def calibrator(
-    root: Path, instruct_dir: Path, kill_at: int | None = None, again: list[Any] | None = None, **method: Any
+    root: Path,
+    instruct_dir: Path,
+    kill_at: int | None = None,
+    again: list[Any] | None = None,
+    copies: Artifact | None = None,
+    **method: Any,
 ) -> Calibrator:
     tokenizer = pico_tokenizer(300)
     judge = Judge(
@@ -108,6 +113,7 @@ def calibrator(
         seed=0,
         make_trainer=make_trainer,
         log_again=lambda curve, whole: logged((whole, curve)),
+        copies={"how": copies} if copies else {},
     )
 
 
@@ -141,8 +147,25 @@ def test_a_killed_calibration_goes_on_to_the_same_weights_and_is_then_done(tmp_p
     assert logged[1][0] and [row["step"] for row in logged[1][1]] == [row["step"] for row in again["curve"]]
 
 
+def copies_of(root: Path, count: int) -> Artifact:
+    def into(out: Path) -> dict[str, Any]:
+        tasks = [{"messages": Conversation.exchange(f"again: dog {i}", f"dog {i}").messages()} for i in range(count)]
+        (out / calibrators.COPIES_FILE).write_text("".join(json.dumps(task) + "\n" for task in tasks))
+        return {"count": count}
+
+    return Store(root).get_or_build("copies", "how", {"count": count}, into)
+
+
+def test_copy_tasks_are_learnt_beside_the_rest(tmp_path: Path, instruct_dir: Path):
+    ((_, without),) = calibrator(tmp_path, instruct_dir).calibrated(original())
+    ((_, said),) = calibrator(tmp_path, instruct_dir, copies=copies_of(tmp_path, 3)).calibrated(original())
+    assert said["conversations"]["rendered"] == without["conversations"]["rendered"] + 3
+    assert said["copies"] == {"count": 3} and "copies" not in without
+
+
 def test_other_instructions_and_settings_make_other_artifacts(tmp_path: Path, instruct_dir: Path):
-    changes = ({}, {"instructions": Chats(41)}, {"copies": Chats(3)}, {"tuning": replace(TUNING, alpha=4.0)})
+    copies = [{"copies": copies_of(tmp_path, count)} for count in (3, 4)]
+    changes = ({}, {"instructions": Chats(41)}, *copies, {"tuning": replace(TUNING, alpha=4.0)})
     made = {
         next(iter(calibrator(tmp_path, instruct_dir, **change).calibrated(original())))[0].adapter for change in changes
     }
@@ -212,9 +235,9 @@ def test_what_a_calibration_needs_is_looked_for_before_any_work(instruct_dir: Pa
         (lambda: SelfAnswers(8, questions=0), "answers.questions=0"),
         (lambda: AnswerFilters(min_script_share=2), "filters.min_script_share=2"),
         (lambda: AnswerFilters(scripts=["Martian"]), "filters.scripts=Martian"),
-        (lambda: CopyTasks(TextFiles(("x",)), 3, (5, 2)), r"copies.characters=\[5, 2\]"),
+        (lambda: CopyTasks(TextFiles(("x",)), 3, (5, 2)), r"instructions.copies.characters=\[5, 2\]"),
         (lambda: MicroWorldChats(0), "instructions.source.count=0"),
-        (lambda: MicroWorldCopies(0), "copies.count=0"),
+        (lambda: MicroWorldCopies(0), "instructions.copies.count=0"),
     ],
 )
 def test_impossible_settings_are_refused_when_they_are_read(make: Any, message: str):
