@@ -241,7 +241,6 @@ class Calibrator:
             "block_size": block_size,
             "filled": blocks.filled,
             "steps": steps,
-            "blocks left out": len(blocks) - steps * tuning.batch_size // max(tuning.epochs, 1),
             "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "seconds": time.monotonic() - started,
         }

@@ -92,7 +92,7 @@ class EmbeddingTraining(pl.LightningModule):
         self.latest: dict[str, float] = {}  # last value of every metric, for progress displays
         self.logged_as = ""  # what loggers see before the names of metrics, where a run trains more than one model
         self._tokens = 0  # trained on so far, on all devices
-        self._loss_sum: Tensor | float = 0.0  # since the last log, over this many batches
+        self._loss_sum: Tensor | float = 0.0  # since the last log, of so many losses
         self._loss_count = 0
         self._total_steps = 0
         self._timed_tokens, self._timed_since, self._paused_at = 0, 0.0, 0.0
@@ -187,10 +187,10 @@ class EmbeddingTraining(pl.LightningModule):
         self._count(loss, targets.numel())
         return loss
 
-    def _count(self, loss: Tensor, num_tokens: int) -> None:
-        """Take a batch of this process into the loss curve."""
+    def _count(self, loss: Tensor, num_tokens: int, *, losses: int = 1) -> None:
+        """Take a batch of this process into the loss curve; its loss is the sum of so many."""
         self._loss_sum = self._loss_sum + loss.detach()
-        self._loss_count += 1
+        self._loss_count += losses
         num_tokens *= self.trainer.world_size
         self._tokens += num_tokens
         self._timed_tokens += num_tokens
