@@ -234,6 +234,9 @@ class Calibrator:
             self.make_trainer(tuning, steps, row, checkpoint).fit(module, data, ckpt_path=checkpoint.path)
         write_adapter(out, module.tuned(), model, base=str(self.judge.instruct_dir))
         (out / HISTORY_FILE).write_text(json.dumps(module.history), encoding="utf-8")
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        if steps:
+            module.release()  # what comes next loads a model of its own
         return {
             "left out": dict(left_out),
             "conversations": counts.facts(),
@@ -241,7 +244,7 @@ class Calibrator:
             "block_size": block_size,
             "filled": blocks.filled,
             "steps": steps,
-            "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "trained_parameters": trained,
             "seconds": time.monotonic() - started,
         }
 

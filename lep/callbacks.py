@@ -37,6 +37,7 @@ from lep.propagation.end_of_turn import margins, restore_end_of_turn
 from lep.propagation.swap import swap
 from lep.results import Row, Score
 from lep.shards import Table
+from lep.training import EmbeddingTraining
 from lep.vocabulary import SubtokenOperator, read_vocabulary
 
 ORIGINAL, UNTRAINED = "original", "no training"
@@ -317,7 +318,7 @@ def turn_end_states(
 class PropagateAndBenchmark(pl.Callback):
     """At the end of training, on rank zero and from memory: publish the tables, then hand them to `judge`.
 
-    Publishing comes first, so that a benchmark that fails costs no training.
+    Publishing comes first, so that a benchmark that fails costs no training; then what only training needed goes.
     """
 
     def __init__(
@@ -328,6 +329,8 @@ class PropagateAndBenchmark(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            adapted = pl_module.embeddings()  # type: ignore[operator]
-            self._publish(adapted, pl_module.history)  # type: ignore[arg-type]
+            assert isinstance(pl_module, EmbeddingTraining)
+            adapted = pl_module.embeddings()
+            self._publish(adapted, pl_module.history)
+            pl_module.release()
             self._judge(adapted)

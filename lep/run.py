@@ -84,7 +84,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     else:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            start = stages.Adaptation(stages.compute_rows(initial), tokenizer, blocks, held_out)
+            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
             history = stages.train(plan, run_dir, start, loggers, evaluate)
     return conclude()
 

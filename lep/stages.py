@@ -350,7 +350,7 @@ def compute_rows(tables: Embeddings[Table]) -> Embeddings:
 class Adaptation:
     """What training starts from: the new tables as initialised, their tokenizer, packed text, held-out texts."""
 
-    initial: Embeddings
+    initial: Embeddings[Table]
     tokenizer: PreTrainedTokenizerFast
     blocks: PackedBlocks
     held_out: HeldOutTexts
@@ -462,7 +462,7 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
-        start.initial,
+        compute_rows(start.initial),
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,

@@ -8,6 +8,7 @@ scales its embeddings (Gemma) does so here too: what is trained are the rows as 
 
 # B batch, L block, U new vocabulary, D hidden
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -127,6 +128,16 @@ class EmbeddingTraining(pl.LightningModule):
     def embeddings(self) -> Embeddings:
         """The tables as they now stand: float32 copies on the CPU."""
         return Embeddings(self.input.whole(), None if self.output is self.input else self.output.whole())
+
+    def release(self) -> None:
+        """Let go of the model, its tables and the trainer's optimizer once training is over; the curve stays.
+
+        Lightning holds them until `fit` returns, and what is done at the end of it may need their memory.
+        """
+        strategy = self.trainer.strategy
+        strategy.optimizers, strategy.lr_scheduler_configs, strategy.model = [], [], None
+        del self.body, self.input, self.output
+        gc.collect()  # modules, hooks and optimizers refer to one another
 
     # Set-up
 
