@@ -238,18 +238,22 @@ class Judge:
         )
 
     def export_adapter(self, candidate: Candidate, out_dir: Path, *, base_dir: Path) -> None:
-        """What a calibration changed as an adapter for the exported model that was calibrated, of the same padding."""
+        """What a calibration changed as an adapter for the model that was calibrated, which lies in `base_dir`.
+
+        Its tables are padded as those of an exported model are; the original's have the rows that they had.
+        """
         assert candidate.adapter is not None, "nothing was calibrated"
         model, tokenizer, _ = self.model_of(replace(candidate, adapter=None))
         adapter = read_adapter(candidate.adapter)
-        vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
-        padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
-        fitted = replace(
-            adapter,
-            input=None if adapter.input is None else padded.input,
-            output=None if adapter.output is None else padded.output,
-        )
-        write_adapter(out_dir, fitted, model, base=str(base_dir.resolve()))
+        if candidate.tables is not None:
+            vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
+            padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
+            adapter = replace(
+                adapter,
+                input=None if adapter.input is None else padded.input,
+                output=None if adapter.output is None else padded.output,
+            )
+        write_adapter(out_dir, adapter, model, base=str(base_dir.resolve()))
 
 
 def audited(diagnostics: dict[str, Any], result: Embeddings[Table], adapted: Embeddings[Table]) -> dict[str, Any]:

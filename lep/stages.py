@@ -603,12 +603,14 @@ def judge_all(
     started_from = {**made_from, "init": plain(config.init), "seed": config.seed}
     tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
     streamed = from_files(plan)
+    export_dirs = {name: run_dir / "models" / str(name) for name in config.export}
     if not streamed:
-        yield from judge_and_calibrate(judge, calibrator, Candidate(ORIGINAL, None, None, {}))
+        original = Candidate(ORIGINAL, None, None, {})
+        yield from judge_and_calibrate(judge, calibrator, original, export_dir=export_dirs.get(ORIGINAL))
     if not streamed and not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
-        export_dir = run_dir / "models" / str(name) if name in config.export else None
+        export_dir = export_dirs.get(name)
         candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
         if not streamed:
             yield from judge_and_calibrate(judge, calibrator, candidate, export_dir=export_dir)
@@ -619,13 +621,17 @@ def judge_all(
 def judge_and_calibrate(
     judge: Judge, calibrator: Calibrator, candidate: Candidate, *, export_dir: Path | None = None
 ) -> Iterator[Judged]:
-    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone."""
-    yield judge.judge(candidate, export_dir=export_dir)
+    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone.
+
+    The original is not written again: it lies where it was, and the adapters of its calibrations are for that.
+    """
+    base_dir = judge.instruct_dir if candidate.tables is None else export_dir
+    yield judge.judge(candidate, export_dir=None if candidate.tables is None else export_dir)
     for calibrated, said in calibrator.calibrated(candidate):
         out_dir = export_dir and export_dir.with_name(calibrated.name.replace(" ", ""))
         judged = judge.judge(calibrated, export_dir=out_dir)
-        if export_dir and out_dir:
-            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=export_dir)
+        if out_dir and base_dir:
+            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=base_dir)
         yield replace(judged, calibration=said)
 
 

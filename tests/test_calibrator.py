@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from peft import AutoPeftModelForCausalLM
 from pico_models import identity_operator, pico_model, pico_tokenizer
+from transformers import AutoModelForCausalLM
 
 from lep import calibrator as calibrators
 from lep.artifacts import Artifact, Store
@@ -25,6 +27,7 @@ from lep.calibrator import Calibrator, find_inputs
 from lep.callbacks import Candidate, Judge
 from lep.corpus import TextFiles
 from lep.embeddings import open_embeddings, read_embeddings
+from lep.stages import judge_and_calibrate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
 TUNING = Tuning(4, 8.0, "all", ["q_proj"], ["input", "output"], 1e-2, 0.1, 2, 64, epochs=2, checkpoint_every_steps=2)
@@ -63,7 +66,8 @@ class KillAt(pl.Callback):
 @pytest.fixture(scope="module")
 def instruct_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory, tokenizer = tmp_path_factory.mktemp("instruct"), pico_tokenizer(300)
-    pico_model("llama", tied=False, vocab_size=len(tokenizer)).save_pretrained(directory)
+    eos = tokenizer.convert_tokens_to_ids("<|end|>")
+    pico_model("llama", tied=False, vocab_size=len(tokenizer), eos_token_id=eos).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -173,6 +177,27 @@ def test_other_instructions_and_settings_make_other_artifacts(tmp_path: Path, in
     unseen = replace(TUNING, log_every_steps=3, checkpoint_every_steps=5)
     ((same, _),) = calibrator(tmp_path, instruct_dir, tuning=unseen, kill_at=1).calibrated(original())
     assert same.adapter in made
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_what_tuned_the_original_is_exported_merged_and_as_an_adapter_for_it(tmp_path: Path, instruct_dir: Path):
+    ours = calibrator(tmp_path, instruct_dir)
+    ours.judge.pad_to = 64
+    out = tmp_path / "models" / "original"
+    untouched, tuned = judge_and_calibrate(ours.judge, ours, original(), export_dir=out)
+    assert (
+        "export" not in untouched.diagnostics and "up to rounding" in tuned.diagnostics["export"]["checks"]["decoding"]
+    )
+    assert {path.name for path in out.parent.iterdir()} == {"original+how", "original+how-adapter"}
+    merged = AutoModelForCausalLM.from_pretrained(out.with_name("original+how")).eval()
+    adapted = AutoPeftModelForCausalLM.from_pretrained(out.with_name("original+how-adapter")).eval()
+    before = AutoModelForCausalLM.from_pretrained(instruct_dir).eval()
+    ids = torch.arange(24).reshape(2, 12) + 3
+    with torch.no_grad():
+        expected, rows = adapted(ids).logits, len(ours.judge.instruct_tokenizer)
+        assert expected.shape[-1] == rows < merged.config.vocab_size
+        torch.testing.assert_close(merged(ids).logits[..., :rows], expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(before(ids).logits, expected, atol=1e-2)
 
 
 def test_models_that_are_not_named_are_left_alone(tmp_path: Path, instruct_dir: Path):

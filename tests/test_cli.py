@@ -124,7 +124,7 @@ CALIBRATED = (
     "model.calibration.batch_size=2",
     "model.calibration.blocks_at_once=1",
     "model.calibration.max_new_tokens=32",
-    "export=[conversion]",
+    "export=[original,conversion]",
     "study=calibrated",
 )
 
@@ -153,9 +153,11 @@ def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple
         assert gain["difference"] == pytest.approx(gain["after"] - gain["before"])
     assert "conversion + self, Russian, all tasks" in printed
     models = record.parent / "models"
-    for name in ("conversion", "conversion+self", "conversion+instruct"):
+    for name in ("conversion", "conversion+self", "conversion+instruct", "original+instruct"):
         assert (models / name / "config.json").is_file()
-    assert (models / "conversion+self-adapter" / "adapter_config.json").is_file()
+    for name in ("conversion+self-adapter", "original+instruct-adapter"):
+        assert (models / name / "adapter_config.json").is_file()
+    assert not (models / "original").exists()  # it lies where it was
     # A result that is lost is made again from the store: nothing is asked or tuned, and it says the same.
     made = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").glob("[at]*/*/manifest.json")}
     assert {path.parts[-3] for path in made} >= {"answers", "tuned"}

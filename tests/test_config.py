@@ -98,6 +98,9 @@ def test_several_options_of_a_group_at_once():
         (["model.instruct=null"], "model.instruct"),
         (["stages=[corpus,dance]"], "dance"),
         (["export=[conversion]", "propagation=swap"], "export=conversion"),
+        (["export=[original]"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=instruct"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=self", "calibration.on=[original,delta]"], "export=original writes"),
         (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
         (["stages=[corpus,training]"], "stages=['corpus', 'training'] are not stages in a row"),
         (["stages=[tokenizer,corpus]"], "not stages in a row"),
@@ -124,6 +127,7 @@ def test_impossible_combinations_are_refused(overrides: list[str], message: str)
 
 def test_a_possible_combination_is_not():
     check(composed())
+    check(composed("export=[original]", "calibration=[self,instruct]", "calibration.on=[original,delta]"))
     for stages in ("[corpus]", "[corpus,tokenizer]", "[tokenizer]", "[tokenizer,training]"):
         check(composed(f"stages={stages}", "model.instruct=null"))
 
