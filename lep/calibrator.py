@@ -146,7 +146,7 @@ class Calibrator:
             "instructions": instructions.fingerprint(),
             "questions": settings.questions,
             "max_new_tokens": settings.max_new_tokens,
-            "engine": "vllm" if settings.uses_vllm else "transformers",
+            "engine": "vllm" if settings.uses_vllm(self.judge.device) else "transformers",
             "device": self.judge.device.split(":")[0],  # near ties fall otherwise in another precision
         }
         artifact = self._make(
@@ -182,7 +182,7 @@ class Calibrator:
         started = time.monotonic()
         journal = Journal(bench / "journal")
         how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "journal": journal}
-        if settings.uses_vllm:
+        if settings.uses_vllm(self.judge.device):
             answers = vllm_answers(directory, tokenizer, questions, **how)
         else:
             answers = own_answers(self.judge.original(), tokenizer, questions, progress="original: own answers", **how)
