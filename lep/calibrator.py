@@ -36,7 +36,7 @@ from lep.calibration.answering import (
     write_answers,
 )
 from lep.calibration.conversations import ChatFiles, Conversation, ConversationSource
-from lep.calibration.filtering import Answered, keep
+from lep.calibration.filtering import Answered, keep, keep_rated
 from lep.calibration.method import Calibration
 from lep.calibration.packing import pack
 from lep.calibration.rendering import render
@@ -134,7 +134,7 @@ class Calibrator:
             made_from["instructions"] = method.instructions.fingerprint()
             return lambda dropped: chain(method.instructions.read(dropped), read_copies()), made_from, said
         kept, answers_key, counts = self._own_answers(method.instructions, method.answers)
-        made_from |= {"answers": answers_key, "filters": asdict(method.answers.filters)}
+        made_from["answers"] = answers_key
         own = [found.conversation for found in kept]
         return lambda _: chain(own, read_copies()), made_from, said | {"answers": counts}
 
@@ -153,18 +153,21 @@ class Calibrator:
             "answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings)
         )
         answers = read_answers(artifact.path / ANSWERS_FILE)
-        rating = settings.rating if settings.rates else None
-        rated = rating and self._rate(answers, artifact.key, rating)
-        threshold = rating.threshold if rating else 0
-        ratings = rated and json.loads((rated.path / RATINGS_FILE).read_text(encoding="utf-8"))
-        kept, reasons = keep(answers, settings.filters, ratings=ratings, threshold=threshold)
+        kept, reasons = keep(answers, settings.filters)
+        made_from: dict[str, Any] = {"answers": artifact.key, "filters": asdict(settings.filters)}
+        facts = artifact.facts
+        if kept and settings.rating is not None and settings.rates:
+            rated = self._rate(kept, made_from, settings.rating)
+            ratings = json.loads((rated.path / RATINGS_FILE).read_text(encoding="utf-8"))
+            kept, below = keep_rated(kept, ratings, threshold=settings.rating.threshold)
+            made_from |= {"rated": rated.key, "threshold": settings.rating.threshold}
+            reasons, facts = reasons | below, facts | rated.facts
         if not kept:
             raise ValueError(
                 f"calibration: none of {len(answers)} answers of the original model was kept ({reasons}). Loosen "
-                "answers.filters, or raise answers.max_new_tokens if they did not stop"
+                "answers.filters or lower answers.rating.threshold; raise answers.max_new_tokens if they did not stop"
             )
-        made_from = {"answers": artifact.key, "rated": rated and rated.key, "threshold": threshold}
-        return kept, made_from, {**artifact.facts, **reasons, **({} if rated is None else rated.facts)}
+        return kept, made_from, facts | reasons
 
     def _ask_into(
         self, out: Path, bench: Path, instructions: ConversationSource, settings: SelfAnswers
@@ -190,9 +193,10 @@ class Calibrator:
         seconds = time.monotonic() - started
         return {"left out": dict(dropped), "asked": len(questions), "questions too long": too_long, "seconds": seconds}
 
-    def _rate(self, answers: Sequence[Answered], answers_key: str, rating: Rating) -> Artifact:
+    def _rate(self, answers: Sequence[Answered], made_from: Mapping[str, Any], rating: Rating) -> Artifact:
+        """Ratings of the answers that passed the filters, in their order."""
         directory = _rating_model(rating)
-        inputs = {"answers": answers_key, "judge": checkpoints.fingerprint(directory), "request": rating.request}
+        inputs = {**made_from, "judge": checkpoints.fingerprint(directory), "request": rating.request}
 
         def into(out: Path, bench: Path) -> dict[str, Any]:
             tokenizer = checkpoints.load_tokenizer(directory, key="answers.rating.model")

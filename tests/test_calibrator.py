@@ -232,6 +232,40 @@ def test_own_answers_are_asked_once_and_only_a_propagated_model_learns_them(
     assert len(stored) == 29 and json.loads(stored[0])["messages"][0]["content"] == "the cat 0 sat"
 
 
+def test_only_answers_that_pass_the_filters_are_rated(
+    tmp_path: Path, instruct_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rated: list[Any] = []
+    real = calibrators.own_answers
+
+    def some_long(model: Any, tokenizer: Any, questions: Any, **how: Any) -> Any:
+        found = real(model, tokenizer, questions, **how)
+        return [replace(one, answer=f"no {i}" * (1 + i % 3), ended="end token") for i, one in enumerate(found)]
+
+    def rate(model: Any, tokenizer: Any, answers: Any, **how: Any) -> list[int]:
+        rated.extend(answers)
+        return [1 + i % 5 for i in range(len(answers))]
+
+    monkeypatch.setattr(calibrators, "own_answers", some_long)
+    monkeypatch.setattr(calibrators, "rate", rate)
+    rating = Rating(str(instruct_dir), "{question} {answer}", threshold=3)
+    settings = SelfAnswers(4, questions=30, filters=replace(KEEP_ALL, min_characters=6), rating=rating)
+    carried = Candidate("swap", read_embeddings(instruct_dir), None, {"tables": "own"})
+    ((_, said),) = calibrator(tmp_path, instruct_dir, answers=settings).calibrated(carried)
+    assert said["answers"]["too short"] == 10 and len(rated) == 19  # every third is said once
+    assert all(len(found.answer) >= 6 for found in rated)
+    assert said["answers"]["ratings"] == {"1": 4, "2": 4, "3": 4, "4": 4, "5": 3}
+    assert (said["answers"]["kept"], said["answers"]["rated below 3"]) == (11, 8)
+    assert said["conversations"]["read"] == 11
+    # Other filters let others through, which are rated anew; another threshold rates nothing again.
+    looser = replace(settings, filters=KEEP_ALL)
+    ((_, said),) = calibrator(tmp_path, instruct_dir, answers=looser).calibrated(carried)
+    assert len(rated) == 19 + 29 and "too short" not in said["answers"]
+    lower = replace(looser, rating=replace(rating, threshold=1))
+    ((_, said),) = calibrator(tmp_path, instruct_dir, answers=lower).calibrated(carried)
+    assert len(rated) == 19 + 29 and said["answers"]["kept"] == 29
+
+
 def test_no_answer_left_is_an_error_that_says_why(tmp_path: Path, instruct_dir: Path):
     answers = SelfAnswers(max_new_tokens=1, questions=3, filters=AnswerFilters(min_characters=1000))
     carried = Candidate("swap", read_embeddings(instruct_dir), None, {})

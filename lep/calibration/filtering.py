@@ -4,6 +4,7 @@ In: questions with their answers and how these ended, ratings where a judge gave
 order, and the counts by reason, which add up.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,27 +82,21 @@ class AnswerFilters:
         return None
 
 
-def keep(
-    answers: Sequence[Answered],
-    filters: AnswerFilters,
-    *,
-    ratings: Sequence[int] | None = None,
-    threshold: int = 4,
-) -> tuple[list[Answered], dict[str, int]]:
-    """The answers that pass every test and, where there are ratings, have at least the threshold; counts by reason.
+def keep(answers: Sequence[Answered], filters: AnswerFilters) -> tuple[list[Answered], dict[str, int]]:
+    """The answers that pass every test, and counts by reason, which add up: "kept" is among them."""
+    return _sorted_out(answers, [filters.reason(found) for found in answers])
 
-    The counts, "kept" among them, add up to the number of answers.
-    """
-    kept: list[Answered] = []
-    counts = {KEPT: 0}
-    for i, found in enumerate(answers):
-        reason = filters.reason(found)
-        if reason is None and ratings is not None and ratings[i] < threshold:
-            reason = f"rated below {threshold}"
-        if reason is None:
-            kept.append(found)
-        counts[reason or KEPT] = counts.get(reason or KEPT, 0) + 1
-    return kept, counts
+
+def keep_rated(
+    answers: Sequence[Answered], ratings: Sequence[int], *, threshold: int
+) -> tuple[list[Answered], dict[str, int]]:
+    """The answers that are rated at least as high as the threshold, and the counts."""
+    return _sorted_out(answers, [f"rated below {threshold}" if rating < threshold else None for rating in ratings])
+
+
+def _sorted_out(answers: Sequence[Answered], reasons: Sequence[str | None]) -> tuple[list[Answered], dict[str, int]]:
+    kept = [found for found, reason in zip(answers, reasons, strict=True) if reason is None]
+    return kept, {KEPT: len(kept), **Counter(reason for reason in reasons if reason is not None)}
 
 
 def repeated_share(text: str, n: int) -> float:
