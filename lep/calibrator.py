@@ -37,7 +37,7 @@ from lep.calibration.answering import (
 )
 from lep.calibration.conversations import ChatFiles, Conversation, ConversationSource
 from lep.calibration.filtering import Answered, keep, keep_rated
-from lep.calibration.method import Calibration
+from lep.calibration.method import Calibration, named_in_full
 from lep.calibration.packing import pack
 from lep.calibration.rendering import render
 from lep.calibration.tuning import InstructionTuning, Tuning, TuningData, check_modules
@@ -95,7 +95,9 @@ class Calibrator:
         """
         for name, method in self.methods.items() if candidate.name in self.on else ():
             if candidate.tables is not None or method.answers is None:
-                yield self._calibrated(candidate, name, method)
+                with named_in_full(name):
+                    found = self._calibrated(candidate, name, method)
+                yield found
 
     def _calibrated(self, candidate: Candidate, name: str, method: Calibration) -> tuple[Candidate, dict[str, Any]]:
         row = calibrated_name(candidate.name, name)

@@ -29,7 +29,7 @@ from lep.benchmark.asking import Ranks
 from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
 from lep.calibration.copying import Fingerprints, write_fingerprints
-from lep.calibration.method import Calibration, CopySource
+from lep.calibration.method import Calibration, CopySource, named_in_full
 from lep.calibration.tuning import Tuning
 from lep.calibrator import COPIES_FILE, Calibrator, find_inputs
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
@@ -179,10 +179,12 @@ def make_plan(config: DictConfig) -> Plan:
     )
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
-    calibrated = {name: build(node) for name, node in calibrations(config).items()}
-    if instruct_dir:
-        for method in calibrated.values():
-            find_inputs(method, instruct_dir)
+    calibrated = dict[str, Calibration]()
+    for name, node in calibrations(config).items():
+        with named_in_full(name):
+            calibrated[name] = build(node)
+            if instruct_dir:
+                find_inputs(calibrated[name], instruct_dir)
     suites = {str(name): build(node) for name, node in config.benchmark.items()} if "benchmark" in planned else {}
     # Records and prompts that are missing or broken are told now; others are other scores.
     asked = {name: suite.fingerprint() if hasattr(suite, "fingerprint") else None for name, suite in suites.items()}

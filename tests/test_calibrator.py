@@ -269,7 +269,8 @@ def test_only_answers_that_pass_the_filters_are_rated(
 def test_no_answer_left_is_an_error_that_says_why(tmp_path: Path, instruct_dir: Path):
     answers = SelfAnswers(max_new_tokens=1, questions=3, filters=AnswerFilters(min_characters=1000))
     carried = Candidate("swap", read_embeddings(instruct_dir), None, {})
-    with pytest.raises(ValueError, match="none of 2 answers"):
+    told = r"none of 2 answers .* Loosen calibration\.how\.answers\.filters or lower calibration\.how\.answers\.rating"
+    with pytest.raises(ValueError, match=told):
         list(calibrator(tmp_path, instruct_dir, answers=answers).calibrated(carried))
 
 
@@ -292,8 +293,8 @@ def test_what_a_calibration_needs_is_looked_for_before_any_work(instruct_dir: Pa
         (lambda: replace(TUNING, block_size=0), "tuning.block_size=0"),
         (lambda: SelfAnswers(0), "answers.max_new_tokens=0"),
         (lambda: SelfAnswers(8, questions=0), "answers.questions=0"),
-        (lambda: AnswerFilters(min_script_share=2), "filters.min_script_share=2"),
-        (lambda: AnswerFilters(scripts=["Martian"]), "filters.scripts=Martian"),
+        (lambda: AnswerFilters(min_script_share=2), "answers.filters.min_script_share=2"),
+        (lambda: AnswerFilters(scripts=["Martian"]), "answers.filters.scripts=Martian"),
         (lambda: CopyTasks(TextFiles(("x",)), 3, (5, 2)), r"instructions.copies.characters=\[5, 2\]"),
         (lambda: MicroWorldChats(0), "instructions.source.count=0"),
         (lambda: MicroWorldCopies(0), "instructions.copies.count=0"),

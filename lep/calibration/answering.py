@@ -77,7 +77,7 @@ class SelfAnswers:
         if self.engine == "vllm" and not vllm_is_here():
             raise ValueError(
                 "answers.engine=vllm, but vllm is not installed or there is no GPU: pip install 'lep[vllm]', or take "
-                "engine=transformers"
+                "answers.engine=transformers"
             )
 
     @property

@@ -49,18 +49,22 @@ class AnswerFilters:
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
-            raise ValueError(f"filters.ngram={self.ngram} is below 1. Give the words of a phrase, such as 4")
+            raise ValueError(f"answers.filters.ngram={self.ngram} is below 1. Give the words of a phrase, such as 4")
         for name in ("max_repeated_share", "min_script_share"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"filters.{name}={share} is no share. Give 0 to 1")
+                raise ValueError(f"answers.filters.{name}={share} is no share. Give 0 to 1")
         for script in self.scripts:
             try:
                 num_letters("", script)
             except regex.error:
-                raise ValueError(f"filters.scripts={script} is no Unicode script. Give such as Cyrillic") from None
+                raise ValueError(
+                    f"answers.filters.scripts={script} is no Unicode script. Give such as Cyrillic"
+                ) from None
         if self.as_asked and not self.scripts:
-            raise ValueError("filters.as_asked needs filters.scripts to choose from, such as [Cyrillic, Latin]")
+            raise ValueError(
+                "answers.filters.as_asked needs answers.filters.scripts to choose from, such as [Cyrillic, Latin]"
+            )
 
     def reason(self, found: Answered) -> str | None:
         """Why an answer is dropped, the first reason that holds; None if it is kept."""
