@@ -125,6 +125,7 @@ CALIBRATED = (
     "model.calibration.blocks_at_once=1",
     "model.calibration.max_new_tokens=32",
     "export=[original,conversion]",
+    "logger=[csv,wandb]",
     "study=calibrated",
 )
 
@@ -148,6 +149,20 @@ def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple
     told_apart = ("asked", "questions too long", "left out", "seconds")
     reasons = {key: value for key, value in counts.items() if key not in told_apart}
     assert counts["asked"] == 40 == sum(reasons.values()) and counts["kept"] > 20
+    logged = read_offline_run(record.parent)
+    named = {f"conversion + self/answers/{key}": count for key, count in {"asked": 40, **reasons}.items()}
+    assert (
+        [step | named for step in logged.history if "conversion + self/answers/kept" in step]
+        == [step for step in logged.history if "conversion + self/answers/kept" in step]
+        != []
+    )
+    (table,) = record.parent.rglob(Path(logged.tables()["answers"]).name)
+    assert {
+        f"{row}/answers/{key}": count for row, key, count in json.loads(table.read_text())["data"]
+    }.items() >= named.items()
+    with (record.parent / "metrics.csv").open() as stream:
+        (found,) = {row["conversion + self/answers/kept"] for row in csv.DictReader(stream)} - {""}
+    assert float(found) == reasons["kept"]
     for gain in result.calibration["conversion + instruct"]["gains"]:
         assert gain["low"] <= gain["difference"] <= gain["high"]
         assert gain["difference"] == pytest.approx(gain["after"] - gain["before"])
