@@ -34,7 +34,7 @@ VERSIONS = {
     "operator": 1,
     "adapted": 1,
     "scores": 4,
-    "answers": 2,
+    "answers": 3,
     "tuned": 2,
 }
 KEY_LENGTH = 12  # hex digits in a directory's name; the manifest holds all 64
