@@ -133,7 +133,7 @@ def check(config: DictConfig) -> None:
             f"trainer.strategy={config.trainer.strategy} needs one process a device from the start, as one process "
             "holds the store's lock. Launch with: torchrun --nproc-per-node=N -m lep trainer=ddp"
         )
-    unknown_exports = [name for name in config.export if name not in config.propagation]
+    unknown_exports = [name for name in config.export if name not in ("original", *config.propagation)]
     if unknown_exports:
         raise ValueError(
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
@@ -177,6 +177,11 @@ def _check_calibration(config: DictConfig) -> None:
         raise ValueError(
             f"calibration={','.join(idle)} with calibration.on={on} has nothing to do: its own answers teach the "
             "original nothing. Name a propagation in calibration.on, or use calibration=instruct"
+        )
+    if "original" in config.export and ("original" not in on or all(n.answers is not None for n in named.values())):
+        raise ValueError(
+            "export=original writes what calibrations made of the instruct model, and none applies to it. Name "
+            "original in calibration.on with calibration=instruct or instruct_copy, or take it out of export"
         )
     if named and importlib.util.find_spec("peft") is None:
         raise ValueError(

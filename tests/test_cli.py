@@ -126,7 +126,8 @@ CALIBRATED = (
     "model.calibration.batch_size=2",
     "model.calibration.blocks_at_once=1",
     "model.calibration.max_new_tokens=32",
-    "export=[conversion]",
+    "export=[original,conversion]",
+    "logger=[csv,wandb]",
     "study=calibrated",
 )
 
@@ -150,14 +151,30 @@ def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple
     told_apart = ("asked", "questions too long", "left out", "seconds")
     reasons = {key: value for key, value in counts.items() if key not in told_apart}
     assert counts["asked"] == 40 == sum(reasons.values()) and counts["kept"] > 20
+    logged = read_offline_run(record.parent)
+    named = {f"conversion + self/answers/{key}": count for key, count in {"asked": 40, **reasons}.items()}
+    assert (
+        [step | named for step in logged.history if "conversion + self/answers/kept" in step]
+        == [step for step in logged.history if "conversion + self/answers/kept" in step]
+        != []
+    )
+    (table,) = record.parent.rglob(Path(logged.tables()["answers"]).name)
+    assert {
+        f"{row}/answers/{key}": count for row, key, count in json.loads(table.read_text())["data"]
+    }.items() >= named.items()
+    with (record.parent / "metrics.csv").open() as stream:
+        (found,) = {row["conversion + self/answers/kept"] for row in csv.DictReader(stream)} - {""}
+    assert float(found) == reasons["kept"]
     for gain in result.calibration["conversion + instruct"]["gains"]:
         assert gain["low"] <= gain["difference"] <= gain["high"]
         assert gain["difference"] == pytest.approx(gain["after"] - gain["before"])
     assert "conversion + self, Russian, all tasks" in printed
     models = record.parent / "models"
-    for name in ("conversion", "conversion+self", "conversion+instruct"):
+    for name in ("conversion", "conversion+self", "conversion+instruct", "original+instruct"):
         assert (models / name / "config.json").is_file()
-    assert (models / "conversion+self-adapter" / "adapter_config.json").is_file()
+    for name in ("conversion+self-adapter", "original+instruct-adapter"):
+        assert (models / name / "adapter_config.json").is_file()
+    assert not (models / "original").exists()  # it lies where it was
     # A result that is lost is made again from the store: nothing is asked or tuned, and it says the same.
     made = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").glob("[at]*/*/manifest.json")}
     assert {path.parts[-3] for path in made} >= {"answers", "tuned"}

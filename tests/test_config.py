@@ -1,6 +1,7 @@
 """Every option of every group composes, resolves and fits the signature it names; what is impossible is refused."""
 
 import inspect
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from lep.calibration.method import named_in_full
 from lep.config import (
     STAGES,
     build,
@@ -109,6 +111,9 @@ def test_several_options_of_a_group_at_once():
         (["model.instruct=null"], "model.instruct"),
         (["stages=[corpus,dance]"], "dance"),
         (["export=[conversion]", "propagation=swap"], "export=conversion"),
+        (["export=[original]"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=instruct"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=self", "calibration.on=[original,delta]"], "export=original writes"),
         (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
         (["stages=[corpus,training]"], "stages=['corpus', 'training'] are not stages in a row"),
         (["stages=[tokenizer,corpus]"], "not stages in a row"),
@@ -135,6 +140,7 @@ def test_impossible_combinations_are_refused(overrides: list[str], message: str)
 
 def test_a_possible_combination_is_not():
     check(composed())
+    check(composed("export=[original]", "calibration=[self,instruct]", "calibration.on=[original,delta]"))
     for stages in ("[corpus]", "[corpus,tokenizer]", "[tokenizer]", "[tokenizer,training]"):
         check(composed(f"stages={stages}", "model.instruct=null"))
 
@@ -277,6 +283,39 @@ def test_what_a_target_says_of_its_arguments_is_said_in_its_own_words() -> None:
     node = OmegaConf.create({"_target_": "lep.calibration.conversations.MicroWorldChats", "count": 0})
     with pytest.raises(ValueError, match=r"^instructions.source.count=0 asks nothing. Give 1 or more.$"):
         build(node)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "calibration.self.answers.filters.ngram=0",
+        "calibration.self.answers.filters.scripts=[Martian]",
+        "calibration.self.answers.filters.max_repeated_share=2",
+        "calibration.self.answers.max_new_tokens=0",
+        "calibration.self.answers.questions=0",
+        "calibration.self.answers.engine=abacus",
+        "calibration.self.answers.rating.threshold=9",
+        "calibration.self.answers.rating.model=/no/answers.engine",
+        "calibration.self.tuning.rank=0",
+        "calibration.instruct_copy.tuning.layers=some",
+        "calibration.instruct_copy.tuning.modules=[nope]",
+        "instructions.copies.count=0",
+        "instructions.source.count=0",
+    ],
+)
+def test_what_a_calibration_refuses_is_named_as_it_is_typed(tmp_path: Path, override: str):
+    key, _, value = override.partition("=")
+    config = composed("calibration=[self,instruct_copy]", f"artifacts_dir={tmp_path}", override)
+    with pytest.raises(ValueError, match=f"^{re.escape(key)}={re.escape(value.strip('[]'))} "):
+        make_plan(config)
+
+
+def test_only_keys_below_a_calibration_are_completed():
+    with pytest.raises(
+        ValueError, match=r"^calibration\.x\.num_copies=0 in a/tuning\.rank, not tuning\.fork: give copies\.count$"
+    ):
+        with named_in_full("x"):
+            raise ValueError("num_copies=0 in a/tuning.rank, not tuning.fork: give copies.count")
 
 
 def test_what_suites_read_is_looked_for_before_any_work(tmp_path: Path):
