@@ -8,7 +8,6 @@ by a killed process lies in the store's folder `unfinished` under the key of wha
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
-from lep.artifacts import Artifact, artifact_key
+from lep.artifacts import Artifact
 from lep.benchmark.asking import Journal
 from lep.calibration.adapter import write_adapter
 from lep.calibration.answering import (
@@ -103,7 +102,7 @@ class Calibrator:
         row = calibrated_name(candidate.name, name)
         read, learnt_from, counts = self._conversations(name, method)
         inputs = {**self._made_from(candidate, method), "learnt from": learnt_from}
-        artifact = self._make(
+        artifact = self.judge.store.get_or_resume(
             "tuned", row, inputs, lambda out, bench: self._tune_into(out, bench, candidate, row, method.tuning, read)
         )
         key = {"before": candidate.key, "tuned": artifact.key}
@@ -151,7 +150,7 @@ class Calibrator:
             "engine": "vllm" if settings.uses_vllm(self.judge.device) else "transformers",
             "device": self.judge.device.split(":")[0],  # near ties fall otherwise in another precision
         }
-        artifact = self._make(
+        artifact = self.judge.store.get_or_resume(
             "answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings)
         )
         answers = read_answers(artifact.path / ANSWERS_FILE)
@@ -208,7 +207,7 @@ class Calibrator:
             (out / RATINGS_FILE).write_text(json.dumps(found), encoding="utf-8")
             return {"ratings": {str(value): found.count(value) for value in sorted({*found})}}
 
-        return self._make("ratings", "original", inputs, into)
+        return self.judge.store.get_or_resume("ratings", "original", inputs, into)
 
     # Tuning
 
@@ -253,20 +252,6 @@ class Calibrator:
             "trained_parameters": trained,
             "seconds": time.monotonic() - started,
         }
-
-    def _make(
-        self, kind: str, name: str, inputs: dict[str, Any], build: Callable[[Path, Path], dict[str, Any]]
-    ) -> Artifact:
-        """The artifact of these inputs; `build` gets where to write it and where work in progress is kept."""
-        bench = self.judge.store.root / "unfinished" / f"{kind}-{artifact_key(kind, inputs)[:12]}"
-
-        def into(out: Path) -> dict[str, Any]:
-            bench.mkdir(parents=True, exist_ok=True)
-            return build(out, bench)
-
-        artifact = self.judge.store.get_or_build(kind, name, inputs, into)
-        shutil.rmtree(bench, ignore_errors=True)
-        return artifact
 
 
 def _prefix(row: str) -> str:
