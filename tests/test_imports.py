@@ -30,6 +30,7 @@ BORDERS = {
     "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
     "peft": {"calibration"},
     "vllm": {"calibration"},
+    "lingua": {"calibration"},
     "wandb": {"loggers"},
     "matplotlib": set(),
 }

@@ -12,6 +12,7 @@ import regex
 
 from lep.benchmark.metrics import num_letters
 from lep.calibration.conversations import Conversation
+from lep.calibration.languages import known_languages, sure_language
 
 KEPT = "kept"
 
@@ -36,7 +37,8 @@ class AnswerFilters:
 
     min_characters, max_characters: its length. ngram, max_repeated_share: of its n-grams of words (of letters where it
     has fewer words), the share that stood in it before. scripts, min_script_share: Unicode scripts that so much of its
-    letters must be of. as_asked: the script of most of its letters is that of the question's.
+    letters must be of. as_asked: the script of most of its letters is that of the question's. languages: those it may
+    be in, by ISO 639-1 code; only what is surely in another is dropped (`sure_language`).
     """
 
     min_characters: int = 1
@@ -46,6 +48,7 @@ class AnswerFilters:
     scripts: Sequence[str] = ()
     min_script_share: float = 0.95
     as_asked: bool = False
+    languages: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
@@ -65,6 +68,11 @@ class AnswerFilters:
             raise ValueError(
                 "answers.filters.as_asked needs answers.filters.scripts to choose from, such as [Cyrillic, Latin]"
             )
+        unknown = sorted({*self.languages} - known_languages()) if self.languages else []
+        if unknown:
+            raise ValueError(
+                f"answers.filters.languages={unknown[0]} is no ISO 639-1 code of a language. Give such as ru"
+            )
 
     def reason(self, found: Answered) -> str | None:
         """Why an answer is dropped, the first reason that holds; None if it is kept."""
@@ -83,6 +91,8 @@ class AnswerFilters:
             asked = main_script(" ".join(turn.content for turn in found.question.turns), self.scripts)
             if asked and main_script(text, self.scripts) not in (asked, None):
                 return "not in the script it was asked in"
+        if self.languages and sure_language(text) not in (*self.languages, None):
+            return "other language"
         return None
 
 

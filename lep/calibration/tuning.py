@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lep.calibration.adapter import LowRank, Tuned
 from lep.calibration.packing import InstructionBatches, InstructionBlocks, InstructionData, attention_masks
 from lep.embeddings import embeddings_of
-from lep.training.loss import IGNORED
+from lep.training.loss import IGNORED, chunked_cross_entropy
 from lep.training.module import BodyDtype, EmbeddingTraining
 
 Table = Literal["input", "output"]
@@ -107,6 +107,19 @@ class InstructionTuning(EmbeddingTraining):
         if not tied:
             self.output.trained.requires_grad_("output" in tuning.tables)
         put_lora_into_(self.body, tuning)
+
+    def loss(
+        self, inputs: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum"] = "mean", **reading: Any
+    ) -> Tensor:
+        """As in embedding training, but no logits are made where nothing is learnt: most of a chat is asked."""
+        learnt = targets != IGNORED
+        return chunked_cross_entropy(
+            self.hidden(inputs, **reading)[learnt],
+            self.output.parts(),
+            targets=targets[learnt],
+            chunk_size=self.chunk_size,
+            reduction=reduction,
+        )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Summed over the batch and divided by the answer tokens of the whole step: every one of them counts alike.

@@ -1,5 +1,7 @@
 """Which answers are kept, and that every one is accounted for."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,3 +86,34 @@ def test_scripts_are_told_by_letters_alone():
 def test_impossible_filters_are_refused(changes: dict):
     with pytest.raises(ValueError, match="filters"):
         AnswerFilters(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Вчера мы долго говорили о том, как правильно заваривать чай.", None),
+        ("Марии нравится старый шкаф.", None),
+        ("The capital of France is Paris, which lies on the river Seine.", None),
+        ("Учора ми довго розмовляли про те, як правильно заварювати чай.", "other language"),
+        ("Вчера дълго говорихме как правилно се прави чай.", "other language"),
+        ("Gestern haben wir lange darüber gesprochen, wie man Tee kocht.", "other language"),
+        ("Тула", None),  # which the detector would rather give to Mongolian
+        ("Irina lives in Ryazan.", None),
+        ("12 + 30 = 42", None),
+    ],
+)
+def test_what_is_surely_in_another_language_is_dropped_and_what_is_unsure_is_not(text: str, reason: str | None):
+    pytest.importorskip("lingua")
+    assert AnswerFilters(languages=["ru", "en"]).reason(answered(text)) == reason
+    assert AnswerFilters().reason(answered(text)) is None
+
+
+def test_languages_are_known_by_their_codes_and_need_their_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lingua", None)
+    AnswerFilters()
+    with pytest.raises(ValueError, match=r"answers\.filters\.languages needs lingua.*lep\[languages\]"):
+        AnswerFilters(languages=["ru"])
+    monkeypatch.undo()
+    pytest.importorskip("lingua")
+    with pytest.raises(ValueError, match=r"answers\.filters\.languages=russian is no ISO 639-1 code"):
+        AnswerFilters(languages=["en", "russian"])

@@ -14,7 +14,7 @@ from tuned import VOCABULARY, blocks, fit, module, settings
 from lep.calibration.adapter import merge_
 from lep.calibration.packing import InstructionBlocks
 from lep.calibration.tuning import InstructionTuning, StepBatches, Tuning
-from lep.training.loss import IGNORED
+from lep.training.loss import IGNORED, chunked_cross_entropy
 
 
 def ids() -> torch.Tensor:
@@ -96,6 +96,20 @@ def test_the_loss_is_that_of_the_answers_of_each_conversation_read_alone():
             nats += functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum").item()
             tokens += int((labels[1:] != IGNORED).sum())
     assert loss.item() == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_logits_are_made_of_answers_alone(monkeypatch: pytest.MonkeyPatch):
+    made = list[int]()
+
+    def counting(hidden: torch.Tensor, *tables, **how) -> torch.Tensor:
+        made.append(len(hidden))
+        return chunked_cross_entropy(hidden, *tables, **how)
+
+    monkeypatch.setattr("lep.calibration.tuning.chunked_cross_entropy", counting)
+    found = module(settings(batch_size=4, blocks_at_once=4, epochs=1), steps=1)
+    fit(found, 1)
+    (batch, *_) = StepBatches(blocks(), batch_size=4, seed=3)
+    assert made == [int((batch["labels"] != IGNORED).sum())] and made[0] < batch["labels"].numel() / 2
 
 
 def test_accumulated_batches_with_unequal_answers_equal_one_large_batch():
