@@ -13,6 +13,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
@@ -24,6 +25,7 @@ from lep.loggers import close, log_result, make_loggers
 from lep.report import write_report
 from lep.results import Result, read_result, write_result
 from lep.shards import Table
+from lep.sweep import forget_error, leave_error
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
@@ -120,15 +122,27 @@ def compose_and_run(config: DictConfig) -> None:
 
 
 def as_task(job: Callable[..., Result], config: DictConfig) -> None:
-    """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace."""
+    """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace.
+
+    In a sweep any error ends the job alone.
+    """
     quieten()  # here, since a launcher may start this in a process of its own
     hydra_config = HydraConfig.get()
+    run_dir, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
+    forget_error(run_dir)
     try:
-        job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
-    except ValueError as error:
+        job(config, run_dir, chosen=choices(hydra_config.runtime.choices))
+    except Exception as error:
+        mistake = isinstance(error, ValueError)
+        if not (mistake or sweeping):
+            raise
         # The message says what to do, the trace is in the log.
-        logging.getLogger(__name__).exception("refused")
-        raise SystemExit(terminal.complain(str(error))) from error
+        logging.getLogger(__name__).exception("refused" if mistake else "failed")
+        message = str(error) if mistake else f"{type(error).__name__}: {error}"
+        status = terminal.complain(message)
+        if not sweeping:
+            raise SystemExit(status) from error
+        leave_error(run_dir, message)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lep"
 LAYERS = (
     {"__main__", "benchmark_app"},
     {"run", "study"},
+    {"sweep"},
     {"terminal", "loggers"},
     {"stages"},
     {"calibrator"},
@@ -26,7 +27,7 @@ LAYERS = (
     {"durable"},
 )
 BORDERS = {
-    "hydra": {"run", "benchmark_app", "config"},
+    "hydra": {"run", "benchmark_app", "config", "sweep"},
     "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
     "peft": {"calibration"},
     "vllm": {"calibration"},
