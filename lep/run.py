@@ -15,13 +15,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 from transformers.utils import logging as transformers_logging
 
 from lep import checkpoints, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
-from lep.loggers import close, log_result, make_loggers
+from lep.loggers import log_config, log_result, open_loggers
 from lep.report import write_report
 from lep.results import Result, read_result, write_result
 from lep.shards import Table
@@ -31,7 +32,7 @@ from lep.sweep import forget_error, leave_error
 HYDRA_VERSION_BASE = "1.3"
 
 
-def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
+def adapt(config: DictConfig, run_dir: Path, loggers: list[Logger], *, chosen: dict[str, str]) -> Result:
     """Corpus, tokenizer, T, initialisation, training, propagation, calibration, benchmark: one run of the method.
 
     What was made before, by this run or another, comes from the store. Later stages than `config.stages` are left out.
@@ -42,12 +43,11 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     history: list[dict[str, float]] = []
     plan = stages.make_plan(config)
     terminal.show_plan(plan, run_dir)
-    loggers = make_loggers(config, run_dir)
+    log_config(loggers, config, chosen=chosen)
 
     def conclude() -> Result:
         result = stages.collect(plan, run_dir, chosen, judged, history, corpus, vocabularies, seconds)
-        log_result(loggers, result, plan)
-        close(loggers)
+        log_result(loggers, result, plan, run_dir)
         return result
 
     with timed(seconds, "corpus"):
@@ -108,7 +108,8 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Res
         result = read_result(record)
         terminal.say(f"{run_dir} is done already; delete it to run again.")
     else:
-        result = adapt(config, run_dir, chosen=chosen)
+        with open_loggers(config, run_dir, chosen=chosen) as loggers:
+            result = adapt(config, run_dir, loggers, chosen=chosen)
         write_report(result, run_dir / "report.html", configuration=(run_dir / "config.yaml").read_text())
         write_result(record, result)
     terminal.show_result(result, run_dir, config)
@@ -161,6 +162,8 @@ def quieten() -> None:
         "Found .* module\\(s\\) in eval mode",  # the frozen body, on purpose
         "The .*dataloader.* does not have many workers",  # blocks come from a memory map
         "The number of training batches .* is smaller than the logging interval",  # the last step is always logged
+        "MLFlow only allows",  # it leaves other characters out of the names of metrics
+        "The ``noload`` loader strategy",  # MLflow 3.17 with SQLAlchemy 2.1
     ):
         warnings.filterwarnings("ignore", message=known)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from wandb_offline import read_offline_run
 
 from lep.sweep import NameFailures, forget_error, leave_error
 
@@ -58,7 +59,7 @@ def test_runs_at_the_same_time_make_what_they_share_once(tmp_path: Path, launche
 def test_a_run_that_fails_leaves_the_others_alone_and_is_done_again_alone(tmp_path: Path) -> None:
     """In the middle of training, where an error is no mistake that was seen before any work."""
     swept = "trainer.precision=32-true,64-true,bf16-mixed"
-    done = sweep(tmp_path, swept, check=False)
+    done = sweep(tmp_path, swept, "logger=[wandb]", check=False)
     assert done.returncode == 1
     results = runs(tmp_path, "result.json")
     assert len(results) == 2
@@ -67,6 +68,11 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_done_again_alone(tmp_pa
     end = done.stderr[done.stderr.index("failed: 1 of the runs") :]
     assert error.parent.name in end and "would train the tables in another type than float32" in " ".join(end.split())
     assert "Traceback" not in done.stderr and "Traceback" in (error.parent / "run.log").read_text()
+
+    # In one process: the run that failed is closed, and what comes after it is a run of its own.
+    logged = [read_offline_run(path.parent) for path in (*results, error)]
+    assert [run.exit_code for run in logged] == [0, 0, 1] and len({run.run_id for run in logged}) == 3
+    assert [run.config["trainer"]["precision"] for run in logged] == ["32-true", "bf16-mixed", "64-true"]
 
     before = [path.stat().st_mtime_ns for path in results]
     again = sweep(tmp_path, swept, check=False)
