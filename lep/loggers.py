@@ -26,6 +26,7 @@ from lep.durable import replacing
 from lep.report import language_name, languages, render_report, tasks
 from lep.results import Result, Row, Score
 from lep.stages import Plan, is_leader
+from lep.training import EndTraining
 
 GAIN = ("before", "after", "difference", "low", "high", "n")
 SHARE = ("share", "low", "high")
@@ -46,12 +47,15 @@ def open_loggers(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -
     for name, node in config.logger.items():
         if name != "csv":
             loggers.append(build(node, **of_run(node, config, run_dir, chosen)))
+    failed = True
     try:
         yield loggers
-    except BaseException:
-        close(loggers, failed=True)
+        failed = False
+    except EndTraining:
+        failed = False
         raise
-    close(loggers)
+    finally:
+        close(loggers, failed=failed)
 
 
 def of_run(node: DictConfig, config: DictConfig, run_dir: Path, chosen: dict[str, str]) -> dict[str, Any]:
@@ -268,7 +272,7 @@ def inputs(plan: Plan) -> dict[str, Path]:
     return found
 
 
-def close(loggers: list[Logger], *, failed: bool = False) -> None:
+def close(loggers: list[Logger], *, failed: bool) -> None:
     """Leave nothing open. A run of Weights & Biases that never began is none."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from transformers.utils import logging as transformers_logging
 
@@ -27,15 +29,24 @@ from lep.report import write_report
 from lep.results import Result, read_result, write_result
 from lep.shards import Table
 from lep.sweep import forget_error, leave_error
+from lep.training import EndTraining, ReportHeldOut
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
 
 
-def adapt(config: DictConfig, run_dir: Path, loggers: list[Logger], *, chosen: dict[str, str]) -> Result:
+def adapt(
+    config: DictConfig,
+    run_dir: Path,
+    loggers: list[Logger],
+    *,
+    chosen: dict[str, str],
+    watch: Sequence[Callback] = (),
+) -> Result:
     """Corpus, tokenizer, T, initialisation, training, propagation, calibration, benchmark: one run of the method.
 
     What was made before, by this run or another, comes from the store. Later stages than `config.stages` are left out.
+    watch: what else is called back in training.
     """
     torch.manual_seed(config.seed)
     asked, seconds, judged = planned_stages(config), dict[str, float](), list[stages.Judged]()
@@ -86,7 +97,7 @@ def adapt(config: DictConfig, run_dir: Path, loggers: list[Logger], *, chosen: d
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
             start = stages.Adaptation(stages.compute_rows(initial), tokenizer, blocks, held_out)
-            history = stages.train(plan, run_dir, start, loggers, evaluate)
+            history = stages.train(plan, run_dir, start, loggers, evaluate, watch=watch)
     return conclude()
 
 
@@ -99,9 +110,33 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.monotonic() - started - inside
 
 
-def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
-    """One job: a run that is done returns at once, one that was killed goes on, a new one starts."""
+def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> None:
+    """One job, which may be a trial of a search."""
     check(config)
+    if config.search is None:
+        make_result(config, run_dir, chosen=chosen)
+    else:
+        run_trial(config, run_dir, chosen=chosen)
+
+
+def run_trial(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> None:
+    """One job with what a search says it should try. It may be ended early; then it leaves no result."""
+    from lep.search import take_trial  # Optuna is an extra
+
+    measure, trial = config.search.measure, take_trial(config, run_dir)
+    try:
+        trial.check_not_ended()
+        result = make_result(config, run_dir, chosen=chosen, watch=[ReportHeldOut(measure, trial.report)])
+    except EndTraining as ended:
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        terminal.say(f"ended     {run_dir}: {ended}")
+    else:
+        bits = [row[measure] for row in result.training["curve"] if measure in row]
+        terminal.say(f"search    {trial.finish(bits[-1])}")
+
+
+def make_result(config: DictConfig, run_dir: Path, *, chosen: dict[str, str], watch: Sequence[Callback] = ()) -> Result:
+    """A run that is done returns at once, one that was killed goes on, a new one starts."""
     write_once(run_dir / "config.yaml", config)
     record = run_dir / "result.json"
     if record.exists():
@@ -109,7 +144,7 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Res
         terminal.say(f"{run_dir} is done already; delete it to run again.")
     else:
         with open_loggers(config, run_dir, chosen=chosen) as loggers:
-            result = adapt(config, run_dir, loggers, chosen=chosen)
+            result = adapt(config, run_dir, loggers, chosen=chosen, watch=watch)
         write_report(result, run_dir / "report.html", configuration=(run_dir / "config.yaml").read_text())
         write_result(record, result)
     terminal.show_result(result, run_dir, config)
@@ -122,7 +157,7 @@ def compose_and_run(config: DictConfig) -> None:
     as_task(run_job, config)
 
 
-def as_task(job: Callable[..., Result], config: DictConfig) -> None:
+def as_task(job: Callable[..., object], config: DictConfig) -> None:
     """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace.
 
     In a sweep any error ends the job alone.

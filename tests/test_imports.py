@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lep"
 LAYERS = (
     {"__main__", "benchmark_app"},
     {"run", "study"},
-    {"sweep"},
+    {"sweep", "search"},
     {"terminal", "loggers"},
     {"stages"},
     {"calibrator"},
@@ -31,6 +31,7 @@ BORDERS = {
     "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
     "peft": {"calibration"},
     "vllm": {"calibration"},
+    "optuna": {"search"},
     "wandb": {"loggers"},
     "matplotlib": set(),
 }
