@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lep"
 # Each may import those in the layers below its own, and nothing beside it in its own layer.
 LAYERS = (
     {"__main__", "benchmark_app"},
-    {"run", "study"},
+    {"run", "study", "saved_view"},
     {"sweep", "search"},
     {"terminal", "loggers"},
     {"stages"},
@@ -32,6 +32,7 @@ BORDERS = {
     "peft": {"calibration"},
     "vllm": {"calibration"},
     "optuna": {"search"},
+    "wandb_workspaces": {"saved_view"},
     "wandb": {"loggers"},
     "matplotlib": set(),
 }
