@@ -37,7 +37,8 @@ def name_failures(errors: Mapping[Path, str]) -> int:
     lines = "".join(
         f"\n  {folder.name}: {message.strip()}\n    log: {folder}/run.log" for folder, message in errors.items()
     )
-    complain(f"failed: {len(errors)} of the runs. The same command does them again; what is done stays.{lines}")
+    count = "1 run" if len(errors) == 1 else f"{len(errors)} runs"
+    complain(f"{count} failed. The same command does what failed again; what is done stays.{lines}")
     return 1
 
 

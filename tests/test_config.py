@@ -119,6 +119,21 @@ def test_a_study_is_one_command_whose_runs_compose_and_differ_in_one_thing(study
     assert len(jobs_of(study, "seed=5,6", "model=smollm2_135m")) == (2 if key == "seed" else 2 * len(configs))
 
 
+@pytest.mark.parametrize(
+    ("launcher", "plugin"),
+    [
+        ("processes", "JoblibLauncher"),
+        ("slurm", "SlurmLauncher"),
+        ("submitit_local", "LocalLauncher"),
+        ("ray", "RayLauncher"),
+    ],
+)
+def test_every_launcher_composes_with_the_keys_of_its_plugin(launcher: str, plugin: str):
+    with initialize_config_module("lep.conf", version_base="1.3"):
+        found = compose("config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True).hydra.launcher
+    assert get_object(found._target_).__name__ == plugin
+
+
 def test_several_options_of_a_group_at_once():
     assert set(composed("logger=[csv,wandb]").logger) == {"csv", "wandb"}
     assert set(composed("propagation=[swap,delta]").propagation) == {"swap", "delta"}

@@ -24,12 +24,23 @@ SMALL = (
 AT_ONCE = {
     "processes": ("hydra/launcher=processes", "hydra.launcher.n_jobs=2"),
     "submitit": ("hydra/launcher=submitit_local",),
+    "ray": (
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+    ),
 }
 
 
 def sweep(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lep", "-m", *SMALL, *overrides]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "140",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=check)
 
 
@@ -65,7 +76,7 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_done_again_alone(tmp_pa
     assert len(results) == 2
     (error,) = runs(tmp_path, "error.txt")
     assert "64-true" in error.parent.name
-    end = done.stderr[done.stderr.index("failed: 1 of the runs") :]
+    end = done.stderr[done.stderr.index("1 run failed") :]
     assert error.parent.name in end and "would train the tables in another type than float32" in " ".join(end.split())
     assert "Traceback" not in done.stderr and "Traceback" in (error.parent / "run.log").read_text()
 
