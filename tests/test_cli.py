@@ -139,11 +139,16 @@ def test_a_second_launch_returns_at_once_with_the_same_record(finished: tuple[Pa
 def test_adapted_tables_go_into_another_instruct_model_without_training(finished: tuple[Path, str]):
     folder, _ = finished
     (adapted,) = (folder / "artifacts" / "adapted").glob("tiny-extension-*")
-    lep(folder, f"adapted={adapted}", "model.instruct=package:lep.assets/tiny/instruct_far", "study=far")
+    given = (f"adapted={adapted}", "model.instruct=package:lep.assets/tiny/instruct_far", "logger=[wandb]", "study=far")
+    lep(folder, *given)
     (record,) = (folder / "runs" / "far").glob("*/result.json")
     result = read_result(record)
     assert [row.name for row in result.rows] == ["original", "swap", "overlap", "conversion", "delta"]
     assert result.training == {}
+    # At Weights & Biases it starts from the tables that the run which trained them logged.
+    logged, before = read_offline_run(record.parent), read_offline_run(run_dir(folder))
+    assert logged.job_type == "propagate" and logged.used == {"tiny-extension-adapted"}
+    assert logged.digests["tiny-extension-adapted"] == before.digests["tiny-extension-adapted"]
 
 
 CALIBRATED = (

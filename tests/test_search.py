@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 from omegaconf import DictConfig
-from test_config import composed
+from test_config import composed, jobs_of
 
 from lep.config import check
 from lep.results import read_result
@@ -83,6 +83,7 @@ def test_a_trial_that_was_killed_goes_on_and_what_it_said_counts_once(tmp_path: 
 )
 def test_a_search_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
     check(search())
+    assert len(jobs_of("learning_rate_search")) == 12
     with pytest.raises(ValueError, match=message):
         check(search(*overrides))
 

@@ -25,7 +25,7 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 class OfflineRun:
     """What an offline run has logged. history: one dict a step. artifacts: by name, the paths of their files.
 
-    used: names of the artifacts that the run uses, beside logging them.
+    used: names of the artifacts that the run uses, beside logging them. digests: of their contents, by name.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +33,7 @@ class OfflineRun:
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, list[str]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    digests: dict[str, str] = field(default_factory=dict)
     project: str = ""
     group: str = ""
     job_type: str = ""
@@ -108,6 +109,7 @@ def _apply(record: wandb_internal_pb2.Record, run: OfflineRun) -> None:
 
 def _add_artifact(artifact: wandb_internal_pb2.ArtifactRecord, run: OfflineRun) -> None:
     run.artifacts[artifact.name] = [entry.path for entry in artifact.manifest.contents]
+    run.digests[artifact.name] = artifact.digest
     if artifact.use_after_commit:
         run.used.add(artifact.name)
 
