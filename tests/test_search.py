@@ -35,7 +35,10 @@ def test_a_trial_keeps_its_values_however_often_it_starts_and_shares_them_with_n
 
 
 def test_a_trial_that_falls_behind_is_ended_and_stays_so(tmp_path: Path) -> None:
-    eager = ("search.pruner.n_startup_trials=2",)
+    eager = (
+        *("search.pruner._target_=optuna.pruners.MedianPruner", "~search.pruner.percentile"),
+        *("search.pruner.n_startup_trials=2", "search.pruner.n_warmup_steps=100"),
+    )
     for number, bits in ((0, 1.0), (1, 0.9)):
         trial, _ = started(tmp_path, number, *eager)
         for step in (0, 100, 200):
@@ -117,7 +120,7 @@ def test_a_search_is_a_sweep_whose_trials_may_end_early(tmp_path: Path) -> None:
     assert len(results) == 2 and rates[0] != rates[1]
     unreachable = (
         *("search.trial=2", "search.pruner._target_=optuna.pruners.ThresholdPruner", "+search.pruner.upper=0.01"),
-        *("~search.pruner.n_startup_trials", "search.pruner.n_warmup_steps=0"),
+        *("~search.pruner.n_startup_trials", "~search.pruner.percentile", "search.pruner.n_warmup_steps=0"),
     )
     assert "ended at step 0, behind the others" in lep(*unreachable)
     assert len(list(study.glob("*/result.json"))) == 2 and not list(study.glob("*/checkpoints"))
