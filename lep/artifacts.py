@@ -154,6 +154,7 @@ class Store:
                     manifest = header | {"seconds": round(time.time() - started, 3), "facts": facts}
                     _publish(source, target, manifest)
                     lock.release()
+                    log.info("made %s/%s", kind, target.name)
                     return target
 
                 slot._staging, slot._publish = staging, publish

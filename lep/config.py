@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # What a `_target_` may start with. A guard against mistakes and borrowed configs, not a sandbox.
-ALLOWED_TARGETS = ("lep.", "pytorch_lightning.")
+ALLOWED_TARGETS = ("lep.", "pytorch_lightning.", "optuna.")
 
 STAGES = ("corpus", "tokenizer", "training", "propagation", "calibration", "benchmark")
 
@@ -140,6 +140,7 @@ def check(config: DictConfig) -> None:
             "Choose one of them, or add it: propagation=all"
         )
     _check_calibration(config)
+    _check_search(config)
     if config.export_pad_to < 1:
         raise ValueError(
             f"export_pad_to={config.export_pad_to} is no size. Give 1 for no padding, or a multiple such as 64"
@@ -187,6 +188,31 @@ def _check_calibration(config: DictConfig) -> None:
         raise ValueError(
             f"calibration={','.join(named)} needs peft, which is not installed: pip install 'lep[calibration]'"
         )
+
+
+def _check_search(config: DictConfig) -> None:
+    """A search needs training that it can watch, keys to set, and Optuna."""
+    if config.search is None:
+        return
+    training = config.training
+    if config.adapted or "training" not in planned_stages(config) or config.trainer.get("strategy", "auto") != "auto":
+        raise ValueError(
+            "search watches the training of one process, and here is none: leave adapted and trainer.strategy as they "
+            "are, and give stages=[training] or later ones"
+        )
+    if training.validate_every_steps > training.steps:
+        raise ValueError(
+            f"training.validate_every_steps={training.validate_every_steps} leaves a search nothing to go by in "
+            f"training.steps={training.steps}. Set it to at most that; a tenth of it lets a trial end early"
+        )
+    for name, node in config.search.space.items():
+        if OmegaConf.select(config, node.key) is None:
+            raise ValueError(
+                f"search.space.{name}.key={node.key} is no value of this config. Give the full key of one, such as "
+                "training.learning_rate"
+            )
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError("search needs Optuna, which is not installed: pip install 'lep[search]'")
 
 
 def _check_sizes(config: DictConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -359,9 +359,18 @@ class Adaptation:
 
 
 def train(
-    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], evaluate: Callable[[Embeddings], None]
+    plan: Plan,
+    run_dir: Path,
+    start: Adaptation,
+    loggers: list[Logger],
+    evaluate: Callable[[Embeddings], None],
+    *,
+    watch: Sequence[Callback] = (),
 ) -> list[dict[str, float]]:
-    """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve."""
+    """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve.
+
+    watch: what else is called back while they train.
+    """
     if not is_leader():
         # The leader holds the store's lock and judges; the others only train beside it.
         if not plan.cached("adapted"):
@@ -382,7 +391,7 @@ def train(
             start.tokenizer.save_pretrained(slot.staging)
             slot.publish(steps=plan.config.training.steps)
 
-        history = fit_tables(plan, run_dir, start, loggers, [PropagateAndBenchmark(publish, evaluate)])
+        history = fit_tables(plan, run_dir, start, loggers, [*watch, PropagateAndBenchmark(publish, evaluate)])
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         return history
 

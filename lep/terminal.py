@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -29,6 +30,16 @@ def complain(message: str) -> int:
     """Show a user's mistake; gives the exit status."""
     Console(stderr=True).print(f"[bold red]lep:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return 2
+
+
+def name_failures(errors: Mapping[Path, str]) -> int:
+    """Show which runs of a sweep failed, by their folders, and why; gives the exit status."""
+    lines = "".join(
+        f"\n  {folder.name}: {message.strip()}\n    log: {folder}/run.log" for folder, message in errors.items()
+    )
+    count = "1 run" if len(errors) == 1 else f"{len(errors)} runs"
+    complain(f"{count} failed. The same command does what failed again; what is done stays.{lines}")
+    return 1
 
 
 def show_plan(plan: Plan, run_dir: Path) -> None:

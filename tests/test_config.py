@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -97,6 +99,52 @@ def test_paper_sizes_follow_the_model():
     assert composed("model=mistral_7b", "tokenizer=extension").tokenizer.new_tokens == 55_328 - 32_000
     assert composed("model=mistral_7b", "tokenizer=unigram").tokenizer.vocab_size == 32_000
     assert composed("model=qwen2_5_7b", "tokenizer=extension_unigram").tokenizer.unigram_size == 48_000
+
+
+def jobs_of(study: str, *overrides: str) -> list[list[str]]:
+    """What `lep -m experiment=STUDY` runs, as the sweeper splits it: the overrides of every job."""
+    params = OmegaConf.load(CONF / "experiment" / f"{study}.yaml").hydra.sweeper.params
+    given = [f"experiment={study}", *(f"{key}={values}" for key, values in params.items()), *overrides]
+    (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("study", "key", "values"),
+    [
+        ("tokenizer_variants", "tokenizer._target_", "original bpe unigram extension optimization"),
+        ("learning_rates", "training.learning_rate", "2e-05 5e-05 0.0001 0.0002"),  # the paper's four
+        ("initialisations", "init.input._target_", "mean random"),
+        ("propagation_rules", "propagation", "swap overlap conversion delta"),
+        ("seeds", "seed", "0 1 2"),
+    ],
+)
+def test_a_study_is_one_command_whose_runs_compose_and_differ_in_one_thing(study: str, key: str, values: str):
+    configs = [composed(*job) for job in jobs_of(study)]
+    found = [OmegaConf.select(config, key) for config in configs]
+    named = [next(iter(value)) if isinstance(value, DictConfig) else str(value) for value in found]
+    assert all(name.endswith(value) for name, value in zip(named, values.split(), strict=True))
+    for config in configs:
+        check(config)
+        assert config.study == study and config.model.name == "tiny"
+    assert len({run_name(job) for job in jobs_of(study)}) == len(configs)
+    # What is said on the command line comes beside the study's own, or in its place.
+    assert len(jobs_of(study, "seed=5,6", "model=smollm2_135m")) == (2 if key == "seed" else 2 * len(configs))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin"),
+    [
+        ("processes", "JoblibLauncher"),
+        ("slurm", "SlurmLauncher"),
+        ("submitit_local", "LocalLauncher"),
+        ("ray", "RayLauncher"),
+    ],
+)
+def test_every_launcher_composes_with_the_keys_of_its_plugin(launcher: str, plugin: str):
+    with initialize_config_module("lep.conf", version_base="1.3"):
+        found = compose("config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True).hydra.launcher
+    assert get_object(found._target_).__name__ == plugin
 
 
 def test_several_options_of_a_group_at_once():

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "lep"
 # Each may import those in the layers below its own, and nothing beside it in its own layer.
 LAYERS = (
     {"__main__", "benchmark_app", "report_app"},
-    {"run", "study_page", "paper"},
+    {"run", "study_page", "paper", "saved_view"},
+    {"sweep", "search"},
     {"terminal", "loggers", "tables"},
     {"stages", "study"},
     {"calibrator"},
@@ -26,11 +27,13 @@ LAYERS = (
     {"durable"},
 )
 BORDERS = {
-    "hydra": {"run", "benchmark_app", "config"},
+    "hydra": {"run", "benchmark_app", "config", "sweep"},
     "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
     "peft": {"calibration"},
     "vllm": {"calibration"},
     "lingua": {"calibration"},
+    "optuna": {"search"},
+    "wandb_workspaces": {"saved_view"},
     "wandb": {"loggers"},
     "matplotlib": set(),
 }

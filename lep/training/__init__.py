@@ -5,14 +5,16 @@ from lep.training.data import HeldOutWindow, PackedData, held_out_windows
 from lep.training.loss import chunked_cross_entropy
 from lep.training.module import EmbeddingTraining
 from lep.training.progress import TrainingProgress
-from lep.training.watching import BenchmarkWhileTraining
+from lep.training.watching import BenchmarkWhileTraining, EndTraining, ReportHeldOut
 
 __all__ = [
     "BenchmarkWhileTraining",
     "EmbeddingTraining",
+    "EndTraining",
     "HeldOutWindow",
     "LastCheckpoint",
     "PackedData",
+    "ReportHeldOut",
     "TrainingProgress",
     "chunked_cross_entropy",
     "held_out_windows",
