@@ -22,7 +22,7 @@ LAYERS = (
     {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config", "memory", "shards"},
+    {"results", "artifacts", "config", "cost", "memory", "shards"},
     {"durable"},
 )
 BORDERS = {
