@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
-from lep import checkpoints, stages, terminal
+from lep import checkpoints, plan_app, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
@@ -132,7 +133,9 @@ def as_task(job: Callable[..., Result], config: DictConfig) -> None:
 
 
 def main() -> None:
-    """The console script `lep`."""
+    """The console script `lep`; `lep plan` says what a run would cost and runs nothing."""
+    if sys.argv[1:2] == ["plan"]:
+        raise SystemExit(plan_app.main(sys.argv[2:], version_base=HYDRA_VERSION_BASE))
     compose_and_run()
 
 

@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "lep"
 LAYERS = (
     {"__main__", "benchmark_app"},
     {"run", "study"},
+    {"plan_app"},
     {"terminal", "loggers"},
     {"stages"},
     {"calibrator"},
     {"callbacks"},
-    {"calibration"},
+    {"calibration", "budget"},
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
     {"chat", "checkpoints", "report"},
     {"embeddings"},
@@ -26,7 +27,7 @@ LAYERS = (
     {"durable"},
 )
 BORDERS = {
-    "hydra": {"run", "benchmark_app", "config"},
+    "hydra": {"run", "benchmark_app", "plan_app", "config"},
     "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
     "peft": {"calibration"},
     "vllm": {"calibration"},
