@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -439,13 +440,22 @@ def test_a_sweep_is_planned_run_by_run():
 
 
 def test_every_number_is_shown_at_the_width_of_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch):
-    monkeypatch.setattr(plan_app.console, "width", 80, raising=False)
+    monkeypatch.setattr(plan_app.console, "width", 80)
     arguments = ["model=llama3_8b,mistral_7b", "tokenizer=extension", *H100, "export=[conversion]"]
     assert plan_app.main(arguments, version_base=HYDRA_VERSION_BASE) == 0
     printed = capsys.readouterr().out
     for words in ("8.03 G parameters, 16.1 GB", "NVIDIA H100", "10.5 G", "3.5e20", "optimizer", "2 runs", "all"):
         assert words in printed
     assert "…" not in printed
+
+
+def test_the_documented_example_is_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch):
+    page = (CONF.parent / "docs" / "cost.md").read_text(encoding="utf-8")
+    command, told = re.search(r"```bash\nlep plan (.*)\n```\n\n```text\n(.*?)\n```", page, re.DOTALL).groups()
+    monkeypatch.setattr(plan_app.console, "width", 100)
+    assert plan_app.main(command.split(), version_base=HYDRA_VERSION_BASE) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.rstrip().splitlines()]
+    assert printed == told.splitlines()
 
 
 def test_the_command_runs_nothing(tmp_path: Path):
