@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 demo: setup ## the whole method on the embedded tiny pair, in about five minutes
 	$(VENV)/bin/lep
 
-test: setup ## ruff, then every test
+test: setup $(STAMP)-tests ## ruff, then every test
 	$(VENV)/bin/ruff check lep tests conf
 	$(VENV)/bin/ruff format --check lep tests
 	$(VENV)/bin/pytest
@@ -27,6 +27,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+
+# What only the tests need beside it: lm-evaluation-harness, an optional extra of the package.
+$(STAMP)-tests: $(STAMP) requirements-tests.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tests.txt
+	@touch $(STAMP)-tests
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -148,7 +148,7 @@ def replaced(
     bits = {}
     for name, (used, make) in models.items():
         model = make()
-        bits[name] = np.array([bits_per_byte(model, used, [text], context=CONTEXT).value for text in texts])
+        bits[name] = np.array([bits_per_byte(model, used, [text], context=CONTEXT).score.value for text in texts])
         print(f"  {name}: {bits[name].mean():.3f} bits per byte", flush=True)
     found = {name: mean_and_stderr(values) for name, values in bits.items()}
     found["random - mean, paired"] = mean_and_stderr(bits["random"] - bits["mean"])

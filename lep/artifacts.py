@@ -27,7 +27,16 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Bump a kind when its stage starts to write something else from the same inputs. Renaming a variable is no reason.
-VERSIONS = {"corpus": 1, "tokenizer": 1, "packed": 1, "operator": 1, "adapted": 1, "scores": 4, "answers": 2}
+VERSIONS = {
+    "corpus": 1,
+    "tokenizer": 1,
+    "packed": 1,
+    "operator": 1,
+    "adapted": 1,
+    "scores": 5,
+    "answers": 3,
+    "tuned": 2,
+}
 KEY_LENGTH = 12  # hex digits in a directory's name; the manifest holds all 64
 NAME_LENGTH = 80  # characters of the human part; file systems stop at 255 bytes
 
@@ -107,6 +116,16 @@ class Store:
             if not cached:
                 slot.publish(**(build(slot.staging) or {}))
         return Artifact(slot.path, slot.key, cached, slot.facts)
+
+    def get_or_resume(self, kind: str, name: str, inputs: dict, build: Callable[[Path, Path], dict | None]) -> Artifact:
+        """Like `get_or_build`, for long work that keeps what it has done so far.
+
+        build: gets the directory to fill and one for work in progress, which it finds as a killed process left it.
+        """
+        bench = self.root / "unfinished" / f"{kind}-{artifact_key(kind, inputs)[:KEY_LENGTH]}"
+        artifact = self.get_or_build(kind, name, inputs, lambda out: build(out, _made(bench)))
+        shutil.rmtree(bench, ignore_errors=True)
+        return artifact
 
     @contextmanager
     def open(self, kind: str, name: str, inputs: dict) -> Iterator[Slot]:

@@ -6,6 +6,7 @@ that is killed goes on there; another model, prompt or protocol has a file of it
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -19,19 +20,19 @@ import torch
 from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep import checkpoints, terminal
 from lep.artifacts import artifact_key
-from lep.benchmark.asking import Journal, Ranks
-from lep.benchmark.records import Record, SuiteResult, compare, samples, write_records
+from lep.benchmark.asking import Journal, Ranks, run_suite
+from lep.benchmark.records import SuiteResult, compare, samples, together, write_records
 from lep.config import build, plain
-from lep.report import incomplete_sentences, write_report
+from lep.report import change, fair_lines, incomplete_sentences, unequal_sentences, write_report
 from lep.results import Result, Row, Score, environment, write_result
 from lep.run import HYDRA_VERSION_BASE, as_task
 
-# What an answer does not depend on: how many are asked.
-NOT_FINGERPRINTED = ("limit", "tasks")
+# What answers have in common though more may be asked later: all but how many, and of which data. What was asked of a
+# record is part of each answer's key.
+MAY_GROW = ("limit", "tasks", "data", "pairs")
 
 
 def benchmark(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
@@ -41,19 +42,24 @@ def benchmark(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> R
     if not suites:
         raise ValueError("benchmark is empty. Choose suites: benchmark=[darumeru,fair,minimal_pairs]")
     ranks, device = start_ranks(), pick_device(config.device)
-    rows: list[Row] = []
-    records: dict[str, list[Record]] = {}
+    judged: dict[str, SuiteResult] = {}
     started = time.monotonic()
     for name, directory in models.items():
         tokenizer = checkpoints.load_tokenizer(directory, key="model")
         model = checkpoints.load_model(directory, device=device, dtype=dtype_of(config.dtype))
         identity = {"model": checkpoints.fingerprint(directory), "dtype": str(model.dtype)}
-        found = {
-            suite: run_suite(suites[suite], suite, node, model, tokenizer, identity, config, ranks, name)
+        judged[name] = together(
+            run_suite(
+                suites[suite],
+                model,
+                tokenizer,
+                journal=open_journal(suite, suites[suite], node, identity, config, ranks, name),
+                ranks=ranks,
+                progress=None if ranks.rank else f"{name}: {suite}",
+            )
             for suite, node in config.benchmark.items()
-        }
-        rows.append(make_row(name, found.values()))
-        records[name] = [record for suite in found.values() for record in suite.records]
+        )
+    records = {name: found.records for name, found in judged.items()}
     for name, of in records.items():
         if not ranks.rank:
             write_records(run_dir / "answers" / f"{name}.jsonl", of)
@@ -62,8 +68,8 @@ def benchmark(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> R
         run=run_dir.name,
         choices=chosen,
         seed=0,
-        rows=rows,
-        comparisons=compare(records),
+        rows=[make_row(name, found) for name, found in judged.items()],
+        comparisons=compare(judged),
         samples=samples(records),
         environment=environment(device=device),
         artifacts={name: str(directory) for name, directory in models.items()},
@@ -86,45 +92,33 @@ def find_models(config: DictConfig) -> dict[str, Path]:
     return found
 
 
-def run_suite(
-    suite: Any,
-    name: str,
-    node: DictConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    identity: dict[str, Any],
-    config: DictConfig,
-    ranks: Ranks,
-    model_name: str,
-) -> SuiteResult:
-    """One suite on one model. One that has a fingerprint can be resumed and shared out; others run on every rank."""
-    progress = None if ranks.rank else f"{model_name}: {name}"
+def open_journal(
+    name: str, suite: Any, node: DictConfig, identity: dict[str, Any], config: DictConfig, ranks: Ranks, model_name: str
+) -> Journal | None:
+    """The answers that are known of a model, if the suite can go on from them."""
     if not hasattr(suite, "fingerprint"):
-        return suite(model, tokenizer, progress=progress)
-    settings = {key: value for key, value in plain(node).items() if key not in NOT_FINGERPRINTED}
-    fingerprint = {"suite": name, "settings": settings, "asked": suite.fingerprint(), **identity}
+        return None
+    settings, asked = (
+        {key: value for key, value in of.items() if key not in MAY_GROW} for of in (plain(node), suite.fingerprint())
+    )
+    fingerprint = {"suite": name, "settings": settings, "asked": asked, **identity}
     key = artifact_key("answers", fingerprint)
     path = Path(config.artifacts_dir) / "answers" / f"{name}-{key[:12]}"
     journal = Journal(path, {"key": key, **fingerprint}, rank=ranks.rank)
     if journal.known and not ranks.rank:
         terminal.say(f"resumed   {name} of {model_name}: {len(journal.known):,} answers are there")
-    return suite(model, tokenizer, progress=progress, journal=journal, ranks=ranks)
+    return journal
 
 
-def make_row(name: str, found: Sequence[SuiteResult] | Any) -> Row:
-    """What the suites found of one model."""
-    scores: dict[str, Score] = {}
-    details: dict[str, Any] = {}
-    for suite in found:
-        scores |= suite.scores
-        details |= suite.details
-    texts = {key.partition("/")[2]: facts for key, facts in details.items() if key.startswith("text/")}
+def make_row(name: str, found: SuiteResult) -> Row:
+    """The line of the table: scores, and the text measures of the suite `fair` in the columns of their own."""
+    texts = {key.partition("/")[2]: facts for key, facts in found.details.items() if key.startswith("text/")}
     bits = {
         language: Score(facts["bits_per_byte"], facts["bits_per_byte_stderr"], facts["texts"])
         for language, facts in texts.items()
     }
     characters = {language: facts["characters_per_token"] for language, facts in texts.items()}
-    return Row(name, scores, characters, bits, details)
+    return Row(name, found.scores, characters, bits, found.details)
 
 
 def start_ranks() -> Ranks:
@@ -154,20 +148,26 @@ def show(result: Result) -> None:
         table.add_row(key, *(_interval(row.scores.get(key)) for row in result.rows))
     for language in dict.fromkeys(language for row in result.rows for language in row.bits_per_byte):
         table.add_row(f"bits per byte/{language}", *(_bits(row.bits_per_byte.get(language)) for row in result.rows))
+    for label, values in fair_lines(result):
+        table.add_row(label, *values)
     terminal.console.print(table)
     for found in result.comparisons:
         if found["low"] > 0 or found["high"] < 0:
             terminal.say(
-                f"beyond the noise: {found['task']}: {found['a']} {100 * found['difference']:+.1f} "
-                f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}] against {found['b']} (n={found['n']})"
+                f"beyond the noise: {found['task']}: {found['a']} {change(found, 'difference')} "
+                f"[{change(found, 'low')}, {change(found, 'high')}] against {found['b']} (n={found['n']})"
             )
     for sentence in incomplete_sentences(result):
         terminal.say(f"incomplete: {sentence}")
+    for sentence in unequal_sentences(result):
+        terminal.say(f"not asked alike: {sentence}")
 
 
 def _interval(score: Score | None) -> str:
     if score is None:
         return "-"
+    if math.isnan(score.stderr):
+        return f"{100 * score.value:.1f} (n={score.n})"
     return f"{100 * score.value:.1f} ±{196 * score.stderr:.1f} (n={score.n})"
 
 

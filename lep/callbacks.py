@@ -16,13 +16,16 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.artifacts import Store
+from lep.benchmark.asking import Journal, run_suite
 from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token
-from lep.benchmark.records import Record, read_records, write_records
+from lep.benchmark.metrics import Estimate
+from lep.benchmark.records import Record, SuiteResult, read_records, together, write_records
 from lep.benchmark.scoring import end_tokens, generate, output_table, render_chat
 from lep.calibration.adapter import merge_, merged_weights, read_adapter, write_adapter
 from lep.chat import end_of_turn
@@ -35,8 +38,9 @@ from lep.propagation import Rule, propagate
 from lep.propagation.audit import extreme_rows
 from lep.propagation.end_of_turn import margins, restore_end_of_turn
 from lep.propagation.swap import swap
-from lep.results import Row, Score
+from lep.results import BITS, Row, Score
 from lep.shards import Table
+from lep.training import EmbeddingTraining
 from lep.vocabulary import SubtokenOperator, read_vocabulary
 
 ORIGINAL, UNTRAINED = "original", "no training"
@@ -73,12 +77,22 @@ def calibrated_name(before: str, method: str) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """A row of the table with what stands behind it. calibration: how the model was calibrated, if it was."""
+    """A row of the table with what stands behind it.
+
+    estimates: by which models are compared where the mean of records is not what is compared. calibration: how the
+    model was calibrated, if it was.
+    """
 
     row: Row
     diagnostics: dict[str, Any]
     records: list[Record]
+    estimates: dict[str, Estimate] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def found(self) -> SuiteResult:
+        """What all suites found."""
+        return SuiteResult(self.row.scores, self.row.details, self.records, self.estimates)
 
 
 @dataclass
@@ -108,34 +122,37 @@ class Judge:
     def judge(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:
         """The row of one model, from the store if it was judged before. Writes a model directory if asked."""
         inputs = {"judge": dict(self.key), "model": candidate.name, "made from": candidate.key}
-        artifact = self.store.get_or_build(
-            "scores", candidate.name, inputs, lambda out: self._judge_into(candidate, out)
+        artifact = self.store.get_or_resume(
+            "scores", candidate.name, inputs, lambda out, bench: self._judge_into(candidate, out, bench)
         )
         judged = read_judged(artifact.path)
         if export_dir is None:
             return judged
         return replace(judged, diagnostics=judged.diagnostics | {"export": self._export(candidate, export_dir)})
 
-    def _judge_into(self, candidate: Candidate, out_dir: Path) -> None:
+    def _judge_into(self, candidate: Candidate, out_dir: Path, bench: Path) -> None:
         started = time.monotonic()
         model, tokenizer, diagnostics = self.model_of(candidate)
-        scores, details, records = {}, {}, []
-        for name, suite in self.suites.items():
-            found = suite(model, tokenizer, progress=f"{candidate.name}: {name}")
-            scores |= found.scores
-            details |= found.details
-            records += found.records
-        bits = {
+        found = together(
+            run_suite(suite, model, tokenizer, journal=Journal(bench / name), progress=f"{candidate.name}: {name}")
+            for name, suite in self.suites.items()
+        )
+        texts = {
             language: bits_per_byte(model, tokenizer, texts, context=self.context)
             for language, texts in self.held_out.items()
         }
+        bits = {language: of.score for language, of in texts.items()}
         characters = {language: characters_per_token(tokenizer, texts) for language, texts in self.held_out.items()}
-        details["seconds"] = time.monotonic() - started
-        row = Row(candidate.name, scores, characters, bits, details)
-        (out_dir / "row.json").write_text(
-            json.dumps({"row": asdict(row), "diagnostics": diagnostics}, ensure_ascii=False, indent=1), encoding="utf-8"
+        details = found.details | {"seconds": time.monotonic() - started}
+        write_judged(
+            out_dir,
+            Judged(
+                Row(candidate.name, found.scores, characters, bits, details),
+                diagnostics,
+                found.records,
+                found.estimates | {f"{BITS}/{language}": of.estimate for language, of in texts.items()},
+            ),
         )
-        write_records(out_dir / "records.jsonl", records)
 
     def original(self) -> PreTrainedModel:
         """The instruct model as it is."""
@@ -237,18 +254,22 @@ class Judge:
         )
 
     def export_adapter(self, candidate: Candidate, out_dir: Path, *, base_dir: Path) -> None:
-        """What a calibration changed as an adapter for the exported model that was calibrated, of the same padding."""
+        """What a calibration changed as an adapter for the model that was calibrated, which lies in `base_dir`.
+
+        Its tables are padded as those of an exported model are; the original's have the rows that they had.
+        """
         assert candidate.adapter is not None, "nothing was calibrated"
         model, tokenizer, _ = self.model_of(replace(candidate, adapter=None))
         adapter = read_adapter(candidate.adapter)
-        vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
-        padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
-        fitted = replace(
-            adapter,
-            input=None if adapter.input is None else padded.input,
-            output=None if adapter.output is None else padded.output,
-        )
-        write_adapter(out_dir, fitted, model, base=str(base_dir.resolve()))
+        if candidate.tables is not None:
+            vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
+            padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
+            adapter = replace(
+                adapter,
+                input=None if adapter.input is None else padded.input,
+                output=None if adapter.output is None else padded.output,
+            )
+        write_adapter(out_dir, adapter, model, base=str(base_dir.resolve()))
 
 
 def audited(diagnostics: dict[str, Any], result: Embeddings[Table], adapted: Embeddings[Table]) -> dict[str, Any]:
@@ -259,13 +280,27 @@ def audited(diagnostics: dict[str, Any], result: Embeddings[Table], adapted: Emb
     return diagnostics | {side: diagnostics[side] | facts for side, facts in found.items()}
 
 
+def write_judged(directory: Path, judged: Judged) -> None:
+    """What `read_judged` reads."""
+    plain = {
+        "row": asdict(judged.row),
+        "diagnostics": judged.diagnostics,
+        "estimates": {key: {"value": of.value, "n": of.n} for key, of in judged.estimates.items()},
+    }
+    (directory / "row.json").write_text(json.dumps(plain, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_records(directory / "records.jsonl", judged.records)
+    save_file({key: of.replicates for key, of in judged.estimates.items()}, directory / "replicates.safetensors")
+
+
 def read_judged(directory: Path) -> Judged:
     """What `Judge` left in the store."""
     found = json.loads((directory / "row.json").read_text(encoding="utf-8"))
     row = found["row"]
     row["scores"] = {key: Score(**score) for key, score in row["scores"].items()}
     row["bits_per_byte"] = {key: Score(**score) for key, score in row["bits_per_byte"].items()}
-    return Judged(Row(**row), found["diagnostics"], read_records(directory / "records.jsonl"))
+    replicates = load_file(directory / "replicates.safetensors")
+    estimates = {key: Estimate(replicates=replicates[key], **of) for key, of in found["estimates"].items()}
+    return Judged(Row(**row), found["diagnostics"], read_records(directory / "records.jsonl"), estimates)
 
 
 def opening(text: str) -> str:
@@ -317,7 +352,7 @@ def turn_end_states(
 class PropagateAndBenchmark(pl.Callback):
     """At the end of training, on rank zero and from memory: publish the tables, then hand them to `judge`.
 
-    Publishing comes first, so that a benchmark that fails costs no training.
+    Publishing comes first, so that a benchmark that fails costs no training; then what only training needed goes.
     """
 
     def __init__(
@@ -328,6 +363,8 @@ class PropagateAndBenchmark(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            adapted = pl_module.embeddings()  # type: ignore[operator]
-            self._publish(adapted, pl_module.history)  # type: ignore[arg-type]
+            assert isinstance(pl_module, EmbeddingTraining)
+            adapted = pl_module.embeddings()
+            self._publish(adapted, pl_module.history)
+            pl_module.release()
             self._judge(adapted)

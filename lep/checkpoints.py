@@ -95,13 +95,15 @@ def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path
 
 
 def resolve_adapted(reference: str) -> Path:
-    """The directory of trained tables and their tokenizer: one that a run published, or any model directory."""
+    """The directory of trained tables and their tokenizer: one that a run published, or any model `resolve` finds."""
     path = Path(reference).expanduser()
+    if not path.exists():
+        path = resolve(reference, None, key="adapted")
     tables = (path / TABLES_FILE).is_file() or (path / "config.json").is_file()
     if not tables or not (path / "tokenizer.json").is_file():
         raise ValueError(
             f"adapted={reference} needs tokenizer.json beside {TABLES_FILE} or a model. Give artifacts/adapted/NAME "
-            "of an earlier run, or a model directory"
+            "of an earlier run, or a model"
         )
     return path
 

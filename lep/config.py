@@ -72,6 +72,8 @@ def run_name(overrides: list[str]) -> str:
     parts = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
+        if key == "experiment" and "/" in value:  # one of the many in a folder, which share a study
+            parts.insert(0, value.rpartition("/")[2])
         if key.partition(".")[0].partition("/")[0] in UNNAMED:
             continue
         if not re.fullmatch(r"[\w.+-]+", value):
@@ -87,9 +89,9 @@ def run_name(overrides: list[str]) -> str:
 
 
 def choices(chosen: Mapping[str, Any]) -> dict[str, str]:
-    """The option of every config group, as the report names a run by it."""
+    """The option of every config group, as the report names a run by it, and the experiment if there is one."""
     groups = ("model", "corpus", "tokenizer", "init", "training", "trainer", "propagation", "calibration", "benchmark")
-    return {group: str(chosen[group]) for group in groups if group in chosen}
+    return {group: str(chosen[group]) for group in (*groups, "experiment") if chosen.get(group) is not None}
 
 
 def check(config: DictConfig) -> None:
@@ -131,7 +133,7 @@ def check(config: DictConfig) -> None:
             f"trainer.strategy={config.trainer.strategy} needs one process a device from the start, as one process "
             "holds the store's lock. Launch with: torchrun --nproc-per-node=N -m lep trainer=ddp"
         )
-    unknown_exports = [name for name in config.export if name not in config.propagation]
+    unknown_exports = [name for name in config.export if name not in ("original", *config.propagation)]
     if unknown_exports:
         raise ValueError(
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
@@ -175,6 +177,11 @@ def _check_calibration(config: DictConfig) -> None:
         raise ValueError(
             f"calibration={','.join(idle)} with calibration.on={on} has nothing to do: its own answers teach the "
             "original nothing. Name a propagation in calibration.on, or use calibration=instruct"
+        )
+    if "original" in config.export and ("original" not in on or all(n.answers is not None for n in named.values())):
+        raise ValueError(
+            "export=original writes what calibrations made of the instruct model, and none applies to it. Name "
+            "original in calibration.on with calibration=instruct or instruct_copy, or take it out of export"
         )
     if named and importlib.util.find_spec("peft") is None:
         raise ValueError(

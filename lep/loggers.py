@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ def make_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
 
 
 def log_result(loggers: list[Logger], result: Result, plan: Plan) -> None:
-    """The benchmark table, the diagnostics and the trained tables, to every logger that can hold them."""
+    """The benchmark table, the answers that were learnt from, the diagnostics and the trained tables, to every logger
+    that can hold them."""
     flat = {f"{row.name}/{measure}": score.value for row in result.rows for measure, score in measures(row)}
+    flat |= {f"{row}/answers/{reason}": count for row, reason, count in answer_counts(result)}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             log_tables(logger, result)
@@ -51,6 +54,23 @@ def log_result(loggers: list[Logger], result: Result, plan: Plan) -> None:
 def measures(row: Row) -> list[tuple[str, Score]]:
     """Everything a row was scored on, by name."""
     return [*row.scores.items(), *((f"bits_per_byte/{language}", bits) for language, bits in row.bits_per_byte.items())]
+
+
+def answer_counts(result: Result) -> list[tuple[str, str, int]]:
+    """(row, reason, count) of the answers that were learnt from: how many were asked for, kept, and left out why."""
+    return [
+        (row, reason, count)
+        for row, found in result.calibration.items()
+        for reason, count in _counts(found.get("answers", {}))
+    ]
+
+
+def _counts(facts: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _counts(value, f"{within}{name}/")
+        elif isinstance(value, int):
+            yield within + name, value
 
 
 def log_tables(logger: WandbLogger, result: Result) -> None:
@@ -75,6 +95,9 @@ def log_tables(logger: WandbLogger, result: Result) -> None:
     if gains:
         columns = ["model", "task", *GAIN, *(f"share of the gap: {key}" for key in SHARE)]
         logger.experiment.log({"calibration": wandb.Table(columns=columns, data=gains)})  # type: ignore[arg-type]
+    if answers := [list(row) for row in answer_counts(result)]:
+        table = wandb.Table(columns=["model", "answers", "count"], data=answers)  # type: ignore[arg-type]
+        logger.experiment.log({"answers": table})
     logger.experiment.log(
         {
             "benchmark": wandb.Table(["model", "measure", "value", "standard error", "n"], scores),  # type: ignore[arg-type]

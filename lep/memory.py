@@ -4,6 +4,7 @@ import resource
 import sys
 from pathlib import Path
 
+SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers, before any work
 GRAM_MATRICES = (
     9  # D x D in float64 at the height of a fit: two sums of seen and of unseen rows, factor, solution, room

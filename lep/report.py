@@ -6,17 +6,17 @@ a rich table, and one HTML file that needs no network. A section that the record
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader, Template
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from lep.results import TOTAL, Result, Row, Score
+from lep.charts import Chart, line_chart
+from lep.results import BITS, TOTAL, Result, Row, Score
 
 LANGUAGES = {"ru": "Russian", "en": "English"}
 STOPS = {
@@ -49,6 +49,15 @@ VOCABULARY_GUARANTEES = {
     "unicode_characters_lost": "Unicode characters that do not come back",
     "digits_per_token": "digits a token, at most",
 }
+# What the suite `fair` says of a language beside the columns of the table: of its texts, and of writing.
+FAIR = {
+    ("text", "bits_per_character"): "bits a character",
+    ("text", "tokens_per_word"): "tokens a word",
+    ("text", "characters"): "characters of text",
+    ("speed", "characters_per_second"): "characters a second, writing",
+    ("speed", "tokens_per_second"): "tokens a second, writing",
+    ("speed", "prefill_characters_per_second"): "characters a second, reading the prompts",
+}
 END_OF_TURN = {
     "won_in_original": "wins in the original",
     "won_before": "wins after propagation",
@@ -57,10 +66,6 @@ END_OF_TURN = {
     "wrongly_won_after": "wins inside answers, after",
     "relative_change": "change of its row",
 }
-# Of the drawing, in its own units; it is scaled to the page.
-CHART_WIDTH, CHART_HEIGHT = 640, 260
-SMALLEST_SPAN = 1e-290
-CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 
 
 def terminal_table(result: Result, *, width: int = 100) -> Group:
@@ -194,11 +199,8 @@ def write_report(result: Result, path: Path, *, configuration: str = "") -> None
 
 def render_report(result: Result, *, configuration: str = "") -> str:
     """The page as HTML. Everything from the record is escaped."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "language": language_name}
-    source = files("lep").joinpath("report.html.jinja").read_text(encoding="utf-8")
     comparisons = result.comparisons
-    return environment.from_string(source).render(
+    return page_template("report.html.jinja").render(
         result=result,
         configuration=configuration,
         languages=languages(result),
@@ -211,6 +213,8 @@ def render_report(result: Result, *, configuration: str = "") -> str:
         comparisons=sorted(comparisons, key=lambda c: (not _beyond_noise(c), -abs(c["difference"]))),
         beyond_noise=_beyond_noise,
         incomplete_sentences=incomplete_sentences(result),
+        unequal_sentences=unequal_sentences(result),
+        fair_lines=fair_lines(result),
         calibration_sentences=calibration_sentences(result),
         charts=_charts(result.training.get("curve", [])),
         stops=_stops(result.rows),
@@ -236,11 +240,34 @@ def render_report(result: Result, *, configuration: str = "") -> str:
     )
 
 
+def page_template(name: str) -> Template:
+    """A template of the package, which escapes what it is given and may include the others."""
+    loader = FunctionLoader(lambda other: files("lep").joinpath(other).read_text(encoding="utf-8"))
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"change": change, "number": number, "percent": percent, "language": language_name}
+    return environment.get_template(name)
+
+
 def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where the rules differ beyond the noise and where not, in sentences, from paired 95 % intervals over items.
 
     comparisons: dicts {task: "task/language", a, b, difference, low, high, n}, shares, difference = a minus b.
     """
+    if not comparisons:
+        return []
+    bits = [c for c in comparisons if _of_bits(c)]
+    comparisons = [c for c in comparisons if not _of_bits(c)]
+    return _verdict_on_tasks(comparisons) + _verdict_on_texts(bits)
+
+
+def _verdict_on_texts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    apart = sorted(filter(_beyond_noise, comparisons), key=lambda c: -abs(c["difference"]))
+    if comparisons and not apart:
+        return ["Bits per byte of held-out text do not differ beyond the noise."]
+    return [_difference_sentence(c) for c in apart]
+
+
+def _verdict_on_tasks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     if not comparisons:
         return []
     tasks = list(dict.fromkeys(c["task"] for c in comparisons))
@@ -272,6 +299,30 @@ def incomplete_sentences(result: Result) -> list[str]:
             limit = f"; {about['limit']} items a task" if about["limit"] else ""
             found.append(f"Darumeru of {row.name}{limit}{missing}")
     return found
+
+
+def unequal_sentences(result: Result) -> list[str]:
+    """Where models were not asked alike, as their contexts had room for other numbers of examples, or cut prompts."""
+    asked = {row.name: row.details["darumeru"]["tasks"] for row in result.rows if "darumeru" in row.details}
+    found = []
+    for task in dict.fromkeys(task for of in asked.values() for task in of):
+        for key, what in (("shots", "examples before a question, on average"), ("prompts_cut", "prompts cut short")):
+            values = {name: of[task][key] for name, of in asked.items() if key in of.get(task, {})}
+            if len({*values.values()}) > 1:
+                each = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+                found.append(f"{task}: {what}: {each}; fewer shots, or a longer context, ask all alike")
+    return found
+
+
+def fair_lines(result: Result) -> list[tuple[str, list[str]]]:
+    """(label, a value for each row) of what the suite `fair` measured beside the table's columns."""
+    lines = []
+    for language in languages(result):
+        for (part, key), label in FAIR.items():
+            values = [row.details.get(f"{part}/{language}", {}).get(key) for row in result.rows]
+            if any(value is not None for value in values):
+                lines.append((f"{label}, {language_name(language)}", [number(value) for value in values]))
+    return lines
 
 
 def calibration_sentences(result: Result) -> list[str]:
@@ -317,6 +368,7 @@ def tasks(result: Result, language: str) -> list[str]:
 
 
 def task_name(key: str) -> str:
+    """Such as “copying” in Russian."""
     task, _, language = key.rpartition("/")
     return f"“{task}” in {language_name(language)}"
 
@@ -405,18 +457,31 @@ def _beyond_noise(comparison: Mapping[str, Any]) -> bool:
 
 
 def _difference_sentence(comparison: Mapping[str, Any]) -> str:
-    sign = 1 if comparison["difference"] > 0 else -1
-    better, worse = (comparison["a"], comparison["b"])[::sign]
-    low, high = sorted((sign * comparison["low"], sign * comparison["high"]))
+    bits, sign = _of_bits(comparison), 1 if comparison["difference"] > 0 else -1
+    better, worse = (comparison["a"], comparison["b"])[:: -sign if bits else sign]
+    figures = (abs(comparison["difference"]), *sorted(sign * comparison[edge] for edge in ("low", "high")))
+    size, low, high = (f"{figure:.3f}" if bits else _points(figure) for figure in figures)
+    where = (
+        f"held-out {language_name(comparison['task'].rpartition('/')[2])}" if bits else task_name(comparison["task"])
+    )
     return (
-        f"On {task_name(comparison['task'])}, {better} is better than {worse} by "
-        f"{_points(abs(comparison['difference']))} points (95 % interval {_points(low)} to {_points(high)}, "
-        f"n\u00a0=\u00a0{comparison['n']})."
+        f"On {where}, {better} is better than {worse} by {size} {BITS if bits else 'points'} (95 % interval {low} to "
+        f"{high}, n\u00a0=\u00a0{comparison['n']})."
     )
 
 
 def _points(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def change(comparison: Mapping[str, Any], key: str) -> str:
+    """A figure of a comparison with its sign: points, or bits per byte."""
+    value = comparison[key]
+    return f"{value:+.3f} bits" if _of_bits(comparison) else f"{100 * value:+.1f}"
+
+
+def _of_bits(comparison: Mapping[str, Any]) -> bool:
+    return comparison["task"].startswith(f"{BITS}/")
 
 
 def _count(things: Sequence[Any], noun: str) -> str:
@@ -463,21 +528,6 @@ def _turn_ends(propagation: Mapping[str, Any]) -> dict[str, Any]:
     return {"lines": lines, "columns": END_OF_TURN}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A line chart ready to be drawn: places in drawing units, labels as text."""
-
-    title: str
-    lines: list[dict[str, str]]  # name, points, last
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    width: int = CHART_WIDTH
-    height: int = CHART_HEIGHT
-    left: int = CHART_LEFT
-    right: int = CHART_WIDTH - CHART_RIGHT
-    bottom: int = CHART_HEIGHT - CHART_BOTTOM
-
-
 def _charts(curve: Sequence[Mapping[str, float]]) -> list[Chart]:
     """From training["curve"]: rows {step, "train/loss"} and {step, "val/bits_per_byte/LANGUAGE"}."""
     loss = [(row["step"], row["train/loss"]) for row in curve if row.get("train/loss") is not None]
@@ -487,45 +537,8 @@ def _charts(curve: Sequence[Mapping[str, float]]) -> list[Chart]:
             if key.startswith("val/bits_per_byte/") and value is not None:
                 bits.setdefault(language_name(key.rpartition("/")[2]), []).append((row["step"], value))
     charts = [("Training loss (nats a token)", {"loss": loss}), ("Bits per byte on held-out text", bits)]
-    return [line_chart(title, lines) for title, lines in charts if any(len(points) > 1 for points in lines.values())]
-
-
-def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
-    """Scale the lines' (x, y) points into one drawing, with round ticks that span them."""
-    x_values = [x for points in lines.values() for x, _ in points]
-    y_values = [y for points in lines.values() for _, y in points]
-    x_ticks, y_ticks = _round_ticks(min(x_values), max(x_values), 6), _round_ticks(min(y_values), max(y_values), 4)
-    x_span, y_span = (min(x_values), max(x_values)), (min(y_ticks[0], min(y_values)), max(y_ticks[-1], max(y_values)))
-
-    def place(value: float, span: tuple[float, float], start: float, end: float) -> float:
-        share = (value - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 0.5
-        return round(start + share * (end - start), 1)
-
-    def x(value: float) -> float:
-        return place(value, x_span, CHART_LEFT, CHART_WIDTH - CHART_RIGHT)
-
-    def y(value: float) -> float:
-        return place(value, y_span, CHART_HEIGHT - CHART_BOTTOM, CHART_TOP)
-
-    drawn = [
-        {"name": name, "points": " ".join(f"{x(a)},{y(b)}" for a, b in points), "last": f"{points[-1][1]:.3f}"}
-        for name, points in lines.items()
-        if points
+    return [
+        line_chart(title, lines, x_label="training steps")
+        for title, lines in charts
+        if any(len(points) > 1 for points in lines.values())
     ]
-    return Chart(
-        title,
-        drawn,
-        [(x(tick), number(round(tick, 6))) for tick in x_ticks if x_span[0] <= tick <= x_span[1]],
-        [(y(tick), f"{tick:g}") for tick in y_ticks],
-    )
-
-
-def _round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from at most `low` to at least `high`, about `count` of them."""
-    span = high - low or abs(high)
-    if span < SMALLEST_SPAN:  # nothing to divide: ticks of a drawing are not that fine
-        span = 1.0
-    power = 10 ** math.floor(math.log10(span / count))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / count)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]

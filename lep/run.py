@@ -52,6 +52,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     with timed(seconds, "corpus"):
         corpus = stages.make_corpus(plan)
         held_out = PreparedCorpus(corpus.path).all_held_out(config.measured_characters)
+        copies = stages.make_copies(plan, corpus)
     if "tokenizer" not in asked:
         return conclude()
 
@@ -74,7 +75,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
         if "propagation" in asked:
             with timed(seconds, "propagation and benchmark"):
                 judge = stages.make_judge(plan, base, operator, tokenizer, held_out)
-                calibrator = stages.make_calibrator(judge, plan, loggers)
+                calibrator = stages.make_calibrator(judge, plan, loggers, copies)
                 judged.extend(
                     stages.judge_all(judge, plan, run_dir, initial=initial, adapted=adapted, calibrator=calibrator)
                 )
@@ -84,7 +85,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     else:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            start = stages.Adaptation(stages.compute_rows(initial), tokenizer, blocks, held_out)
+            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
             history = stages.train(plan, run_dir, start, loggers, evaluate)
     return conclude()
 

@@ -11,6 +11,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,20 @@ from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
 from lep.artifacts import Artifact, Store, artifact_key
-from lep.benchmark.asking import Ranks
+from lep.benchmark.asking import Ranks, run_suite
 from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
-from lep.calibration.method import Calibration
+from lep.calibration.copying import Fingerprints, write_fingerprints
+from lep.calibration.method import Calibration, CopySource, named_in_full
 from lep.calibration.tuning import Tuning
-from lep.calibrator import Calibrator, find_inputs
+from lep.calibrator import COPIES_FILE, Calibrator, find_inputs
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import build, calibrations, check_context, plain, planned_stages, trained_rows, variant_name
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
-from lep.memory import peak_memory_bytes, propagation_bytes
+from lep.memory import SMALL_MODEL_BYTES, peak_memory_bytes, propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
@@ -56,8 +59,8 @@ HeldOutTexts = Mapping[str, list[str]]
 
 # Characters of a window when bits per byte are measured: fits the 256 positions of the tiny pair in any vocabulary.
 BITS_CONTEXT = 240
-SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 OPERATOR_FILE = "operator.safetensors"
+SEEN_FILE = "fingerprints.npy"
 HISTORY_FILE = "history.json"
 
 
@@ -175,10 +178,12 @@ def make_plan(config: DictConfig) -> Plan:
     )
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
-    calibrated = {name: build(node) for name, node in calibrations(config).items()}
-    if instruct_dir:
-        for method in calibrated.values():
-            find_inputs(method, instruct_dir)
+    calibrated = dict[str, Calibration]()
+    for name, node in calibrations(config).items():
+        with named_in_full(name):
+            calibrated[name] = build(node)
+            if instruct_dir:
+                find_inputs(calibrated[name], instruct_dir)
     suites = {str(name): build(node) for name, node in config.benchmark.items()} if "benchmark" in planned else {}
     # Records and prompts that are missing or broken are told now; others are other scores.
     asked = {name: suite.fingerprint() if hasattr(suite, "fingerprint") else None for name, suite in suites.items()}
@@ -211,6 +216,47 @@ def make_corpus(plan: Plan) -> Artifact:
             build(config.source), out, filters=build(config.filters), held_out=build(config.held_out), seed=0
         ),
     )
+
+
+def make_copies(plan: Plan, corpus: Artifact) -> dict[str, Artifact]:
+    """The copy tasks of each calibration that has any; nothing in them was judged or trained on.
+
+    What tables that are given were trained on nobody knows, and the facts say so. ValueError where the texts hold too
+    few others: that is told now, not after training.
+    """
+    found = {name: method.copies for name, method in plan.calibrations.items() if method.copies is not None}
+    if not found:
+        return {}
+    prepared, known = PreparedCorpus(corpus.path), plan.config.adapted is None
+    seen = plan.store.get_or_build(
+        "seen",
+        plan.config.corpus.name,
+        {"corpus": corpus.key, "trained on": known},
+        lambda out: {"fingerprints": write_fingerprints(out / SEEN_FILE, seen_texts(prepared, trained=known))},
+    )
+    apart_from = "held-out texts and those of the embedding training"
+    if not known:
+        apart_from = "held-out texts alone: the tables were given, and what they were trained on is not known"
+
+    def into(out: Path, copies: CopySource) -> dict[str, Any]:
+        tasks = [{"messages": task.messages()} for task in copies.read(exclude=Fingerprints(seen.path / SEEN_FILE))]
+        lines = (json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+        (out / COPIES_FILE).write_text("".join(lines), encoding="utf-8")
+        return {"count": len(tasks), "apart from": apart_from}
+
+    return {
+        name: plan.store.get_or_build(
+            "copies", name, {"copies": copies.fingerprint(), "seen": seen.key}, partial(into, copies=copies)
+        )
+        for name, copies in found.items()
+    }
+
+
+def seen_texts(prepared: PreparedCorpus, *, trained: bool) -> Iterator[str]:
+    """Every text of a corpus that models are judged on and, where it was, trained on."""
+    yield from chain.from_iterable(prepared.all_held_out().values())
+    if trained:
+        yield from prepared.train_texts()
 
 
 def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
@@ -305,7 +351,7 @@ def compute_rows(tables: Embeddings[Table]) -> Embeddings:
 class Adaptation:
     """What training starts from: the new tables as initialised, their tokenizer, packed text, held-out texts."""
 
-    initial: Embeddings
+    initial: Embeddings[Table]
     tokenizer: PreTrainedTokenizerFast
     blocks: PackedBlocks
     held_out: HeldOutTexts
@@ -376,9 +422,8 @@ def make_watcher(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> list[Callbac
         set_embeddings_(model, tables)
         scores: dict[str, float] = {}
         for suite in suites:
-            shared_out = {"ranks": Ranks.current()} if hasattr(suite, "fingerprint") else {}
-            found = suite(model, tokenizer, **shared_out).scores
-            scores |= {key: score.value for key, score in found.items()}
+            found = run_suite(suite, model, tokenizer, ranks=Ranks.current())
+            scores |= {key: score.value for key, score in found.scores.items()}
         return scores
 
     return [BenchmarkWhileTraining(settings.every_steps, judge)]
@@ -417,7 +462,7 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
-        start.initial,
+        compute_rows(start.initial),
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
@@ -508,7 +553,7 @@ def make_judge(
     )
 
 
-def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrator:
+def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger], copies: Mapping[str, Artifact]) -> Calibrator:
     """What tunes the judge's models after propagation. This process tunes alone, on one device."""
     config = plan.config
 
@@ -533,6 +578,7 @@ def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrat
         seed=config.seed,
         make_trainer=make_trainer,
         log_again=lambda curve, whole: log_again(loggers, curve, whole=whole),
+        copies=copies,
         key={"accelerator": config.trainer.accelerator, "precision": config.trainer.precision},
     )
 
@@ -557,12 +603,14 @@ def judge_all(
     started_from = {**made_from, "init": plain(config.init), "seed": config.seed}
     tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
     streamed = from_files(plan)
+    export_dirs = {name: run_dir / "models" / str(name) for name in config.export}
     if not streamed:
-        yield from judge_and_calibrate(judge, calibrator, Candidate(ORIGINAL, None, None, {}))
+        original = Candidate(ORIGINAL, None, None, {})
+        yield from judge_and_calibrate(judge, calibrator, original, export_dir=export_dirs.get(ORIGINAL))
     if not streamed and not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
-        export_dir = run_dir / "models" / str(name) if name in config.export else None
+        export_dir = export_dirs.get(name)
         candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
         if not streamed:
             yield from judge_and_calibrate(judge, calibrator, candidate, export_dir=export_dir)
@@ -573,13 +621,17 @@ def judge_all(
 def judge_and_calibrate(
     judge: Judge, calibrator: Calibrator, candidate: Candidate, *, export_dir: Path | None = None
 ) -> Iterator[Judged]:
-    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone."""
-    yield judge.judge(candidate, export_dir=export_dir)
+    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone.
+
+    The original is not written again: it lies where it was, and the adapters of its calibrations are for that.
+    """
+    base_dir = judge.instruct_dir if candidate.tables is None else export_dir
+    yield judge.judge(candidate, export_dir=None if candidate.tables is None else export_dir)
     for calibrated, said in calibrator.calibrated(candidate):
         out_dir = export_dir and export_dir.with_name(calibrated.name.replace(" ", ""))
         judged = judge.judge(calibrated, export_dir=out_dir)
-        if export_dir and out_dir:
-            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=export_dir)
+        if out_dir and base_dir:
+            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=base_dir)
         yield replace(judged, calibration=said)
 
 
@@ -636,7 +688,7 @@ def collect(
         training=describe_training(history, config),
         propagation={f.row.name: f.diagnostics for f in judged if f.diagnostics and not f.calibration},
         comparisons=compare(
-            {found.row.name: found.records for found in judged if not found.calibration},
+            {found.row.name: found.found for found in judged if not found.calibration},
             baselines=(ORIGINAL, UNTRAINED),
         ),
         calibration=describe_calibrations(judged),
@@ -649,15 +701,15 @@ def collect(
 
 def describe_calibrations(judged: list[Judged]) -> dict[str, Any]:
     """Of each calibrated model how it was tuned, what it gained, and how it differs from its other calibrations."""
-    records = {found.row.name: found.records for found in judged}
+    models = {found.row.name: found.found for found in judged}
     described: dict[str, Any] = {}
     for found in (found for found in judged if found.calibration):
         before, exported = found.calibration["before"], found.diagnostics.get("export")
         others = [row for row, other in described.items() if other["before"] == before]
-        apart = compare({name: records[name] for name in (found.row.name, *others)})
+        apart = compare({name: models[name] for name in (found.row.name, *others)})
         described[found.row.name] = {
             **found.calibration,
-            "gains": gains(records[before], found.records, records[ORIGINAL]),
+            "gains": gains(models[before], found.found, models[ORIGINAL]),
             "against": [difference for difference in apart if difference["a"] == found.row.name],
             **({"export": exported} if exported else {}),
         }

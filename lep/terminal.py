@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lep.callbacks import NOT_REPAIRED
 from lep.config import calibrations, planned_stages, trained_rows, variant_name
-from lep.report import calibration_sentences, incomplete_sentences, terminal_table, vocabulary_tables
+from lep.report import calibration_sentences, incomplete_sentences, terminal_table, unequal_sentences, vocabulary_tables
 from lep.results import Result
 from lep.stages import Plan, is_leader, needs
 
@@ -60,7 +60,7 @@ def _sizes(config: DictConfig) -> dict[str, str]:
             if config.adapted
             else f"{training.steps:,} steps of {per_step:,} tokens, {trained_rows(config)} rows"
         ),
-        "propagation": ", ".join(map(str, config.propagation)),
+        "propagation": ", ".join(map(str, config.propagation)) or "none",
         "calibration": f"{', '.join(named)} of {', '.join(config.calibration.on)}"
         if (named := calibrations(config))
         else "none",
@@ -83,6 +83,8 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         console.print(vocabulary_tables(result))
     for sentence in incomplete_sentences(result):
         say(f"incomplete {sentence}")
+    for sentence in unequal_sentences(result):
+        say(f"unequal   {sentence}")
     for sentence in calibration_sentences(result):
         say(f"gain      {sentence}")
     for path in sorted((run_dir / "models").glob("[!.]*")):
@@ -93,16 +95,17 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     kept = [name for name in ("config.yaml", "metrics.csv", "answers", "result.json") if (run_dir / name).exists()]
     say(f"saved     {run_dir}/  ({', '.join(kept)})")
     say(f"page      {run_dir / 'report.html'}")
-    say(f"next      {_next_command(config)}")
+    say(f"next      {_next_command(config, run_dir)}")
 
 
-def _next_command(config: DictConfig) -> str:
+def _next_command(config: DictConfig, run_dir: Path) -> str:
     if planned_stages(config)[-1] == "corpus":
         return "the same command with stages=[tokenizer]: what a new vocabulary does to this text"
     if "benchmark" not in planned_stages(config):
         return "lep  (without stages=...: train, propagate, benchmark)"
     if config.model.name == "tiny" and not config.export:
         return "lep -m tokenizer=bpe,unigram,extension,optimization"
-    if not config.export:
+    exported = sorted(path.parent.name for path in (run_dir / "models").glob("[!.]*/config.json"))
+    if not exported:
         return "the same command with export=[conversion] writes a model directory to chat with"
-    return f"chat with it: the commands are in {config.export[0]}/README.md beside its weights"
+    return f"chat with it: the commands are in {exported[0]}/README.md beside its weights"

@@ -14,7 +14,9 @@ import torch
 from wandb_offline import read_offline_run
 
 from lep.embeddings import read_embeddings
+from lep.paper import paper_tables
 from lep.results import read_result
+from lep.study import read_study
 
 SMALL = (
     "training.steps=12",
@@ -124,7 +126,8 @@ CALIBRATED = (
     "model.calibration.batch_size=2",
     "model.calibration.blocks_at_once=1",
     "model.calibration.max_new_tokens=32",
-    "export=[conversion]",
+    "export=[original,conversion]",
+    "logger=[csv,wandb]",
     "study=calibrated",
 )
 
@@ -148,14 +151,30 @@ def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple
     told_apart = ("asked", "questions too long", "left out", "seconds")
     reasons = {key: value for key, value in counts.items() if key not in told_apart}
     assert counts["asked"] == 40 == sum(reasons.values()) and counts["kept"] > 20
+    logged = read_offline_run(record.parent)
+    named = {f"conversion + self/answers/{key}": count for key, count in {"asked": 40, **reasons}.items()}
+    assert (
+        [step | named for step in logged.history if "conversion + self/answers/kept" in step]
+        == [step for step in logged.history if "conversion + self/answers/kept" in step]
+        != []
+    )
+    (table,) = record.parent.rglob(Path(logged.tables()["answers"]).name)
+    assert {
+        f"{row}/answers/{key}": count for row, key, count in json.loads(table.read_text())["data"]
+    }.items() >= named.items()
+    with (record.parent / "metrics.csv").open() as stream:
+        (found,) = {row["conversion + self/answers/kept"] for row in csv.DictReader(stream)} - {""}
+    assert float(found) == reasons["kept"]
     for gain in result.calibration["conversion + instruct"]["gains"]:
         assert gain["low"] <= gain["difference"] <= gain["high"]
         assert gain["difference"] == pytest.approx(gain["after"] - gain["before"])
     assert "conversion + self, Russian, all tasks" in printed
     models = record.parent / "models"
-    for name in ("conversion", "conversion+self", "conversion+instruct"):
+    for name in ("conversion", "conversion+self", "conversion+instruct", "original+instruct"):
         assert (models / name / "config.json").is_file()
-    assert (models / "conversion+self-adapter" / "adapter_config.json").is_file()
+    for name in ("conversion+self-adapter", "original+instruct-adapter"):
+        assert (models / name / "adapter_config.json").is_file()
+    assert not (models / "original").exists()  # it lies where it was
     # A result that is lost is made again from the store: nothing is asked or tuned, and it says the same.
     made = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").glob("[at]*/*/manifest.json")}
     assert {path.parts[-3] for path in made} >= {"answers", "tuned"}
@@ -239,6 +258,27 @@ def test_a_sweep_over_variants_shares_what_it_can(tmp_path: Path):
     assert all(scores == originals[0] for scores in originals)
     for result in results:
         assert result.tokenizer["after"]["unreachable_tokens"] == 0
+
+
+def test_rows_of_the_paper_run_in_miniature(tmp_path: Path):
+    """Table 2, which judges base models: one as it is, and one with another vocabulary; then both in the report."""
+    rows = ("table2_llama3_8b_original", "table2_llama3_8b_bpe")
+    experiments = "experiment=" + ",".join(f"paper/{row}" for row in rows)
+    miniature = ("model=tiny", "corpus=microworld", "instructions=microworld", "benchmark=micro", "trainer=cpu")
+    lep(tmp_path, "-m", experiments, *miniature, "training.steps=3")
+    study = read_study([tmp_path / "runs"])
+    by_row = {group.first.choices["experiment"]: group for group in study.groups}
+    original, bpe = (by_row[f"paper/{row}"] for row in rows)
+    assert [line.model for line in original.lines] == ["original"]
+    assert [line.model for line in bpe.lines] == ["original", "no training", "swap"]
+    assert original.lines[0].estimates["copying/ru"] == bpe.lines[0].estimates["copying/ru"]
+    assert (
+        bpe.lines[2].estimates["characters a token/ru"].mean > original.lines[0].estimates["characters a token/ru"].mean
+    )
+    assert not study.unfinished
+    tables, notes = paper_tables(study)
+    assert [line[0].text for line in tables[0].lines if line[2].text == "ours, 1 seed"] == list(rows)
+    assert "model is tiny, not llama3_8b: table2_llama3_8b_bpe, table2_llama3_8b_original" in notes
 
 
 def losses(folder: Path) -> dict[str, str]:

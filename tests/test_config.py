@@ -1,6 +1,7 @@
 """Every option of every group composes, resolves and fits the signature it names; what is impossible is refused."""
 
 import inspect
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,18 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lep.config import STAGES, build, calibrations, check, check_context, planned_stages, run_name, write_once
+from lep.calibration.method import named_in_full
+from lep.config import (
+    STAGES,
+    build,
+    calibrations,
+    check,
+    check_context,
+    choices,
+    planned_stages,
+    run_name,
+    write_once,
+)
 from lep.stages import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +34,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 def composed(*overrides: str) -> DictConfig:
     needed = {
         "corpus=text_files": ["corpus.paths=[texts/*.txt]"],
+        "corpus=paper": ["corpus.paths={habr: a, pikabu: b, fiction: c, news: d, education: e, science: f}"],
         "experiment=smollm2_ru": ["corpus.paths=[texts/*.txt]"],
         "instructions=files": ["instructions.paths=[chats/*.jsonl]", "instructions.texts=[texts/*.txt]"],
         "instructions=saiga_scored": ["instructions.texts=[texts/*.txt]"],
@@ -100,6 +113,9 @@ def test_several_options_of_a_group_at_once():
         (["model.instruct=null"], "model.instruct"),
         (["stages=[corpus,dance]"], "dance"),
         (["export=[conversion]", "propagation=swap"], "export=conversion"),
+        (["export=[original]"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=instruct"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=self", "calibration.on=[original,delta]"], "export=original writes"),
         (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
         (["stages=[corpus,training]"], "stages=['corpus', 'training'] are not stages in a row"),
         (["stages=[tokenizer,corpus]"], "not stages in a row"),
@@ -126,6 +142,7 @@ def test_impossible_combinations_are_refused(overrides: list[str], message: str)
 
 def test_a_possible_combination_is_not():
     check(composed())
+    check(composed("export=[original]", "calibration=[self,instruct]", "calibration.on=[original,delta]"))
     for stages in ("[corpus]", "[corpus,tokenizer]", "[tokenizer]", "[tokenizer,training]"):
         check(composed(f"stages={stages}", "model.instruct=null"))
 
@@ -233,10 +250,17 @@ def test_run_names_hold_what_changes_the_run_and_fit_a_folder():
     assert run_name([]) == "default"
     assert run_name(["seed=1", "tokenizer=bpe"]) == run_name(["tokenizer=bpe", "seed=1"]) == "seed=1,tokenizer=bpe"
     assert run_name(["study=x", "output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
+    assert run_name(["benchmark=micro", "experiment=paper/one", "seed=1"]) == "one,benchmark=micro,seed=1"
     one, other = run_name(["model.base=/a/b/model"]), run_name(["model.base=/c/model"])
     assert one != other and "/" not in one + other
     long = [run_name([f"key{i}=привет{i}" for i in range(count)]) for count in (40, 41)]
     assert long[0] != long[1] and all(len(name.encode()) <= 160 for name in long)
+
+
+def test_a_record_names_its_experiment_if_there_is_one():
+    chosen = {"model": "tiny", "hydra/launcher": "basic", "experiment": None}
+    assert choices(chosen) == {"model": "tiny"}
+    assert choices(chosen | {"experiment": "paper/one"}) == {"model": "tiny", "experiment": "paper/one"}
 
 
 def test_a_folder_with_another_config_is_refused_once_begun(tmp_path: Path):
@@ -261,6 +285,39 @@ def test_what_a_target_says_of_its_arguments_is_said_in_its_own_words() -> None:
     node = OmegaConf.create({"_target_": "lep.calibration.conversations.MicroWorldChats", "count": 0})
     with pytest.raises(ValueError, match=r"^instructions.source.count=0 asks nothing. Give 1 or more.$"):
         build(node)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "calibration.self.answers.filters.ngram=0",
+        "calibration.self.answers.filters.scripts=[Martian]",
+        "calibration.self.answers.filters.max_repeated_share=2",
+        "calibration.self.answers.max_new_tokens=0",
+        "calibration.self.answers.questions=0",
+        "calibration.self.answers.engine=abacus",
+        "calibration.self.answers.rating.threshold=9",
+        "calibration.self.answers.rating.model=/no/answers.engine",
+        "calibration.self.tuning.rank=0",
+        "calibration.instruct_copy.tuning.layers=some",
+        "calibration.instruct_copy.tuning.modules=[nope]",
+        "instructions.copies.count=0",
+        "instructions.source.count=0",
+    ],
+)
+def test_what_a_calibration_refuses_is_named_as_it_is_typed(tmp_path: Path, override: str):
+    key, _, value = override.partition("=")
+    config = composed("calibration=[self,instruct_copy]", f"artifacts_dir={tmp_path}", override)
+    with pytest.raises(ValueError, match=f"^{re.escape(key)}={re.escape(value.strip('[]'))} "):
+        make_plan(config)
+
+
+def test_only_keys_below_a_calibration_are_completed():
+    with pytest.raises(
+        ValueError, match=r"^calibration\.x\.num_copies=0 in a/tuning\.rank, not tuning\.fork: give copies\.count$"
+    ):
+        with named_in_full("x"):
+            raise ValueError("num_copies=0 in a/tuning.rank, not tuning.fork: give copies.count")
 
 
 def test_what_suites_read_is_looked_for_before_any_work(tmp_path: Path):

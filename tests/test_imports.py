@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lep"
 # Each may import those in the layers below its own, and nothing beside it in its own layer.
 LAYERS = (
-    {"__main__", "benchmark_app"},
-    {"run", "study"},
+    {"__main__", "benchmark_app", "report_app"},
+    {"run", "study_page", "paper"},
     {"plan_app"},
-    {"terminal", "loggers"},
-    {"stages"},
+    {"terminal", "loggers", "tables"},
+    {"stages", "study"},
     {"calibrator"},
     {"callbacks"},
     {"calibration", "budget"},
@@ -23,7 +23,7 @@ LAYERS = (
     {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config", "cost", "memory", "shards"},
+    {"results", "artifacts", "charts", "config", "cost", "memory", "shards"},
     {"durable"},
 )
 BORDERS = {

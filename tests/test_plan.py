@@ -22,9 +22,14 @@ from lep.memory import PROCESS_BYTES
 from lep.run import HYDRA_VERSION_BASE
 
 CONF = Path(__file__).parents[1] / "conf"
-MODELS, EXPERIMENTS, TOKENIZERS, DEVICES = (
-    sorted(path.stem for path in (CONF / group).rglob("*.yaml") if path.parent.name != "adaptation")
-    for group in ("model", "experiment", "tokenizer", "device")
+MODELS, TOKENIZERS, DEVICES, SWEEPS = (
+    sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    for group in ("model", "tokenizer", "device", "experiment")
+)
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONF / "experiment").with_suffix(""))
+    for path in (CONF / "experiment").rglob("*.yaml")
+    if path.parent.name != "shared"
 )
 H100 = ("trainer=gpu", "device=h100")
 DEVICE = Device("a device", "gpu", tflops=1000, memory_gb=80, efficiency=0.4)
@@ -62,12 +67,14 @@ def test_every_model_is_planned_with_every_experiment():
     for model, config in product(models, experiments):
         config.model = model
         budget = make_budget(config, DEVICE)
-        training = row(budget, "training")
-        assert training.flops > 4 * budget.shape.products * training.tokens * 0.9
-        assert training.memory.weights >= 2 * budget.shape.products
+        assert row(budget, "benchmark").memory.weights >= 2 * budget.shape.products
+        if not config.adapted:
+            training = row(budget, "training")
+            assert training.flops > 4 * budget.shape.products * training.tokens * 0.9
+            assert training.memory.weights >= 2 * budget.shape.products
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", SWEEPS)
 def test_every_run_of_every_experiment_is_planned(experiment: str):
     jobs = plan_app.plan([f"experiment={experiment}"], version_base=HYDRA_VERSION_BASE)
     assert jobs and all(row(job.budget, "training").flops > 0 for job in jobs)
@@ -274,7 +281,7 @@ def test_the_cache_of_the_hub_is_looked_into(tmp_path: Path, monkeypatch: pytest
         (["--cfg"], r"lep plan has no flag --cfg"),
         (["device.efficiency=0"], r"device\.efficiency=0 must be above 0"),
         (["device.efficiency=35"], r"device\.efficiency=35 is a share"),
-        (["adapted=no/where"], r"adapted=no/where needs tokenizer\.json"),
+        (["adapted=./nowhere"], r"adapted=\./nowhere is no model directory"),
     ],
 )
 def test_mistakes_are_told(overrides: list[str], message: str):
@@ -314,11 +321,29 @@ def test_given_tables_are_carried_from_files_to_files(tmp_path: Path):
     tokenizer.save_pretrained(adapted)
     model.save_pretrained(instruct)
     given = (f"adapted={adapted}", f"model.base={instruct}", f"model.instruct={instruct}", "export=[conversion]")
-    budget = planned(*given, "benchmark=none")
+    budget = planned(*given, "benchmark=none", "repair_end_of_turn=false")
     assert [row.stage for row in budget.rows] == ["corpus", "propagation", "export"]
     assert row(budget, "export").disk == 4 * (model.num_parameters() + 2 * (384 - 300) * 32)
+    repaired = planned(*given, "benchmark=none")  # a small model is loaded to see where its answers end
+    assert row(repaired, "propagation").host > row(budget, "propagation").host
+    assert row(repaired, "benchmark").what.startswith("bits per byte of 5 models")
     judged = planned(*given)
     assert row(judged, "benchmark").what.startswith("micro of 5 models")  # none before training
+
+
+def test_given_tables_that_are_not_here_are_counted_as_the_tokenizer_makes_them():
+    budget = planned("model=llama3_8b", "adapted=org/adapted", "tokenizer=bpe", *H100)
+    assert any("adapted=org/adapted is not on this machine" in note for note in budget.notes)
+    assert row(budget, "benchmark").memory.weights == 2 * budget.shape.parameters(128_000)
+    assert planned("adapted=package:lep.assets/tiny/base").notes == ()
+
+
+def test_exports_of_calibrated_models_are_whole():
+    plain, merged = (
+        row(planned("model=llama3_8b", "export=[conversion]", *H100, *more), "export").disk
+        for more in ((), ("calibration=[self,instruct]",))
+    )
+    assert merged == 3 * plain == 3 * 2 * (8_030_261_248 + 2 * (174_848 - 128_256) * 4096)
 
 
 # What does not fit

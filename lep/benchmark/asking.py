@@ -1,11 +1,12 @@
 """Asks a model many things, remembers every answer on disk, and goes on where a killed process stopped.
 
-In: a model, its tokenizer, queries as text. Out: an answer for each. Assumed: a query's key names it within its
-journal, which belongs to one model, one set of prompts and one protocol (a fingerprint says which).
+In: a model, its tokenizer, queries as text. Out: an answer for each. Assumed: a journal belongs to one model (a
+fingerprint says which); in it a query is known by its key and by all that is asked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,11 @@ class Query:
     one_line: bool = False
     sampling: Sampling | None = None
     chat: bool = False
+
+    @property
+    def identity(self) -> str:
+        """The key with a digest of all that is asked: what was asked in other words is another query."""
+        return f"{self.key} {hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,21 @@ class Ranks:
         return {key: value for part in parts for key, value in part.items()}
 
 
+def run_suite(
+    suite: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    journal: Journal | None = None,
+    ranks: Ranks | None = None,
+    progress: str | None = None,
+) -> Any:
+    """A suite's result. One that asks through `ask` (it has a fingerprint) goes on where a killed process stopped, and
+    its items are shared out; others run whole, on every rank."""
+    shared = {"journal": journal, "ranks": ranks} if hasattr(suite, "fingerprint") else {}
+    return suite(model, tokenizer, progress=progress, **shared)
+
+
 def ask(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -158,15 +179,15 @@ def ask(
     """
     assert len({query.key for query in queries}) == len(queries), "a key names one query"
     journal, ranks = journal or Journal(), ranks or Ranks()
-    own = [query for query in queries[ranks.rank :: ranks.count] if query.key not in journal.known]
     mine = queries[ranks.rank :: ranks.count]
+    own = [query for query in mine if query.identity not in journal.known]
     with tqdm(
         total=len(mine), initial=len(mine) - len(own), desc=progress, unit="item", leave=False, disable=progress is None
     ) as bar:
         for chunk in _chunks(own, bar):
             found = (_choose if chunk[0].options else _write)(model, tokenizer, chunk)
-            journal.add({query.key: asdict(answer) for query, answer in zip(chunk, found, strict=True)})
-    found = ranks.gather({query.key: journal.known[query.key] for query in mine})
+            journal.add({query.identity: asdict(answer) for query, answer in zip(chunk, found, strict=True)})
+    found = ranks.gather({query.key: journal.known[query.identity] for query in mine})
     answers = [found[query.key] for query in queries]
     return [Answer(**{**answer, "scores": tuple(answer["scores"])}) for answer in answers]
 

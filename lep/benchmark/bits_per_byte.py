@@ -7,13 +7,32 @@ texts, cut at the same characters, are scored for every tokenizer; tokens are on
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lep.benchmark.metrics import ratio_and_stderr
+from lep.benchmark.metrics import Estimate, ratio_and_stderr, ratio_estimate
 from lep.benchmark.scoring import generate, prefix_id, target_logprobs
-from lep.results import Score
+from lep.results import BITS, Score
+
+
+@dataclass(frozen=True)
+class TextBits:
+    """Bits that a model needs for each of some texts, and the UTF-8 bytes of each."""
+
+    bits: Sequence[float]
+    sizes: Sequence[int]
+
+    @property
+    def score(self) -> Score:
+        """Bits per byte of all texts, with its standard error over them (n = number of texts)."""
+        return Score(*ratio_and_stderr(self.bits, self.sizes), len(self.sizes))
+
+    @property
+    def estimate(self) -> Estimate:
+        """The same, to be compared with another model's on the same texts."""
+        return ratio_estimate(self.bits, self.sizes, name=BITS)
 
 
 def bits_per_byte(
@@ -23,8 +42,8 @@ def bits_per_byte(
     *,
     context: int,
     progress: str | None = None,
-) -> Score:
-    """Bits the model needs for a byte of the texts, with its standard error over the texts (n = number of texts).
+) -> TextBits:
+    """Bits the model needs for the texts, and their bytes; empty texts are left out.
 
     context: characters in a window. Windows advance by half of it: the first scores all it holds, each later one its
     second half with the first half as context, so every character is scored once. A token belongs where it starts.
@@ -45,7 +64,7 @@ def bits_per_byte(
     scores = target_logprobs(model, tokenizer, windows, firsts, progress=progress)
     bits = np.zeros(len(texts))
     np.add.at(bits, owners, [-row.sum() / math.log(2) for row in scores])
-    return Score(*ratio_and_stderr(bits, [len(text.encode()) for text in texts]), len(texts))
+    return TextBits(bits.tolist(), [len(text.encode()) for text in texts])
 
 
 def characters_per_token(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.assets.microworld import story
-from lep.benchmark.asking import Journal, Query, Ranks, ask
-from lep.benchmark.bits_per_byte import bits_per_byte, characters_per_token, generation_speed
+from lep.benchmark.asking import Answer, Journal, Query, Ranks, ask
+from lep.benchmark.bits_per_byte import TextBits, bits_per_byte, characters_per_token, generation_speed
 from lep.benchmark.darumeru.sources import read_rows
-from lep.benchmark.metrics import mean_and_stderr, script_share
+from lep.benchmark.metrics import Estimate, mean_and_stderr, script_share
 from lep.benchmark.records import Record, SuiteResult
-from lep.results import Score
+from lep.benchmark.scoring import render_chat
+from lep.results import BITS, Score
 
-SCRIPT_TASK = "own script"
+SCRIPT_TASK, CHAT_TASK = "own script", "own script in a chat"
 SCRIPTS = {"ru": "Cyrillic", "en": "Latin"}
 
 
@@ -33,6 +34,7 @@ class Fair:
 
     prompts: by language, to be continued; `own script` is the share of letters written in the script that `scripts`
         gives the language (language confusion is what is left of 1); a text without letters counts as 0.
+    requests: by language, to be answered in the chat format, judged in the same way; not asked of a model without one.
     texts: by language, a file: .jsonl with the field `text`, or plain text whose documents stand apart by empty lines;
         null is the micro-world. Bits per byte of English tell what is forgotten when a model is adapted to Russian.
     context: characters of a window. max_characters: of each language's texts; null is all.
@@ -41,6 +43,7 @@ class Fair:
     """
 
     prompts: Mapping[str, Sequence[str]]
+    requests: Mapping[str, Sequence[str]] = field(default_factory=dict)
     texts: Mapping[str, str | None] = field(default_factory=lambda: {"ru": None, "en": None})
     scripts: Mapping[str, str] = field(default_factory=lambda: dict(SCRIPTS))
     context: int = 1000
@@ -59,25 +62,29 @@ class Fair:
     ) -> SuiteResult:
         journal = journal or Journal()
         details: dict[str, dict[str, Any]] = {}
+        estimates: dict[str, Estimate] = {}
         for language, texts in self._texts().items():
 
             def measured(language: str = language, texts: Sequence[str] = texts) -> dict[str, Any]:
                 label = progress and f"{progress}: bits per byte, {language}"
-                bits = bits_per_byte(model, tokenizer, texts, context=self.context, progress=label)
-                return text_measures(tokenizer, texts, bits)
+                return asdict(bits_per_byte(model, tokenizer, texts, context=self.context, progress=label))
 
-            details[f"text/{language}"] = journal.remember(f"text/{language}", measured)
-        scores, records = {}, []
-        for language, prompts in self.prompts.items():
-            label = progress and f"{progress}: writing, {language}"
-            written = self._written(model, tokenizer, language, prompts, journal, ranks, label)
+            bits = TextBits(**journal.remember(f"text/{language}", measured))
+            details[f"text/{language}"] = text_measures(tokenizer, texts, bits.score)
+            estimates[f"{BITS}/{language}"] = bits.estimate
+        scores: dict[str, Score] = {}
+        records: list[Record] = []
+        for task, language, queries in self._queries(tokenizer):
+            label = progress and f"{progress}: {task}, {language}"
+            answers = ask(model, tokenizer, queries, journal=journal, ranks=ranks, progress=label)
+            written = [self._record(task, language, *of) for of in zip(queries, answers, strict=True)]
             records += written
-            scores[f"{SCRIPT_TASK}/{language}"] = Score(*mean_and_stderr([r.value for r in written]), len(written))
-            if self.timed_tokens:
-                # Timed anew by every run: the journal may come from another machine.
-                speed = generation_speed(model, tokenizer, prompts, max_new_tokens=self.timed_tokens)
-                details[f"speed/{language}"] = speed
-        return SuiteResult(scores, details, records)
+            scores[f"{task}/{language}"] = Score(*mean_and_stderr([r.value for r in written]), len(written))
+        for language, prompts in self.prompts.items() if self.timed_tokens else ():
+            # Timed anew by every run: the journal may come from another machine.
+            speed = generation_speed(model, tokenizer, prompts, max_new_tokens=self.timed_tokens or 0)
+            details[f"speed/{language}"] = speed
+        return SuiteResult(scores, details, records, estimates)
 
     def fingerprint(self) -> dict[str, Any]:
         """What answers depend on besides the model."""
@@ -87,30 +94,27 @@ class Fair:
         plain = {key: value for key, value in asdict(self).items() if key != "texts"}
         return {"texts": texts, **plain}
 
-    def _written(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        language: str,
-        prompts: Sequence[str],
-        journal: Journal,
-        ranks: Ranks | None,
-        progress: str | None,
-    ) -> list[Record]:
-        """What was written after each prompt, worth the share of its letters that are in the language's script."""
+    def _queries(self, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, str, list[Query]]]:
+        """(task, language, what to go on with or to answer)."""
         budget = self.max_new_characters
-        queries = [
-            Query(f"writing/{language}/{i}", prompt, max_new_characters=budget) for i, prompt in enumerate(prompts)
-        ]
-        answers = ask(model, tokenizer, queries, journal=journal, ranks=ranks, progress=progress)
-        return [
-            Record(
-                *(SCRIPT_TASK, language, query.prompt, answer.text, self.scripts[language]),
-                script_share(answer.text, self.scripts[language]) or 0.0,
-                item=query.key,
+        for language, prompts in self.prompts.items():
+            keyed = enumerate(prompts)
+            yield (
+                *(SCRIPT_TASK, language),
+                [Query(f"writing/{language}/{i}", prompt, max_new_characters=budget) for i, prompt in keyed],
             )
-            for query, answer in zip(queries, answers, strict=True)
-        ]
+        for language, requests in self.requests.items() if tokenizer.chat_template else ():
+            keyed = enumerate(render_chat(tokenizer, request) for request in requests)
+            yield (
+                *(CHAT_TASK, language),
+                [Query(f"chat/{language}/{i}", text, max_new_characters=budget, chat=True) for i, text in keyed],
+            )
+
+    def _record(self, task: str, language: str, query: Query, answer: Answer) -> Record:
+        """What was written, worth the share of its letters that are in the language's script."""
+        script = self.scripts[language]
+        value = script_share(answer.text, script) or 0.0
+        return Record(task, language, query.prompt, answer.text, script, value, item=query.key)
 
     def _texts(self) -> dict[str, list[str]]:
         found = {}

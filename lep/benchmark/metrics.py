@@ -4,6 +4,7 @@ In: answers, token counts or per-item values. Out: plain numbers. Nothing here k
 """
 
 import string
+import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,60 @@ def ratio_and_stderr(numerators: Sequence[float] | np.ndarray, denominators: Seq
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A figure of n units, and what it is of each bootstrap sample of them (float64 [R]).
+
+    Sample i of a name draws the same units whoever answered them, so figures of two models can be compared sample by
+    sample: the interval then knows that both answered the same items.
+    """
+
+    value: float
+    replicates: np.ndarray
+    n: int
+
+    @property
+    def stderr(self) -> float:
+        """nan for a single unit."""
+        return float(np.std(self.replicates, ddof=1)) if self.n > 1 else float("nan")
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], strata: Sequence[Hashable], *, name: str, resamples: int = 2000
+) -> Estimate:
+    """A statistic with its bootstrap replicates, by drawing units anew within each stratum.
+
+    statistic: of the units at the given places (int64 [n], with repeats). strata: of each unit. name: decides what is
+    drawn; figures that are to be compared share it, figures that are to be averaged do not.
+    """
+    kinds = list(dict.fromkeys(strata))
+    places = [np.flatnonzero([stratum == kind for stratum in strata]) for kind in kinds]
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    drawn = (np.concatenate([of[rng.integers(0, len(of), len(of))] for of in places]) for _ in range(resamples))
+    replicates = np.fromiter(map(statistic, drawn), dtype=np.float64, count=resamples)
+    return Estimate(float(statistic(np.arange(len(strata)))), replicates, len(strata))
+
+
+def mean_estimate(values: Sequence[float] | np.ndarray, *, name: str) -> Estimate:
+    """The mean of the values of units."""
+    array = np.asarray(values, dtype=np.float64)
+    return bootstrap(lambda places: array[places].mean(), [""] * len(array), name=name)
+
+
+def ratio_estimate(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float], *, name: str) -> Estimate:
+    """The sum of the numerators of units over the sum of their denominators."""
+    top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    return bootstrap(lambda places: top[places].sum() / bottom[places].sum(), [""] * len(top), name=name)
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Unweighted mean of figures of independent units; n is their number."""
+    replicates = np.mean([estimate.replicates for estimate in estimates], axis=0)
+    return Estimate(float(np.mean([estimate.value for estimate in estimates])), replicates, len(estimates))
+
+
+@dataclass(frozen=True)
 class Difference:
-    """Mean of a - b over the same items, with a bootstrap interval."""
+    """a - b over the same n units, with a bootstrap interval."""
 
     difference: float
     low: float
@@ -68,31 +121,15 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def paired_difference(
-    a: Sequence[float] | np.ndarray,
-    b: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
-) -> Difference:
-    """How much better `a` is than `b` on the items both answered, by bootstrap over items.
-
-    a, b: [n] values of the same items in the same order. Only the items on which the two differ move the mean, so
-    they alone are drawn: how often each difference occurs among n draws is one multinomial, whatever n is.
-    """
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    if not len(differences):
-        raise ValueError("paired_difference needs at least one pair of values, got none.")
-    values, counts = np.unique(differences, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), size=resamples)
-    low, high = np.quantile(draws @ values / len(differences), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(float(differences.mean()), float(low), float(high), len(differences))
+def paired_difference(a: Estimate, b: Estimate, *, confidence: float = 0.95) -> Difference:
+    """How much larger `a` is than `b`; both of one name and the same units."""
+    low, high = np.quantile(a.replicates - b.replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Difference(a.value - b.value, float(low), float(high), a.n)
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """Which share of a gap a change closed, over the same items, with a bootstrap interval."""
+    """Which share of a gap a change closed, over the same n units, with a bootstrap interval."""
 
     share: float
     low: float
@@ -101,41 +138,16 @@ class Recovered:
 
 
 def recovered_share(
-    before: Sequence[float] | np.ndarray,
-    after: Sequence[float] | np.ndarray,
-    whole: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
+    before: Estimate, after: Estimate, whole: Estimate, *, confidence: float = 0.95
 ) -> Recovered | None:
-    """(after - before) / (whole - before) of the means over the same items; None where there is no gap beyond noise.
-
-    Items are drawn, each with its three values, so the interval knows that the three go together.
-    """
-    triples = np.stack([np.asarray(values, dtype=np.float64) for values in (before, after, whole)], axis=1)
-    kinds, counts = np.unique(triples, axis=0, return_counts=True)
-    gained, missing = kinds[:, 1] - kinds[:, 0], kinds[:, 2] - kinds[:, 0]
-    draws = np.random.default_rng(seed).multinomial(len(triples), counts / len(triples), size=resamples)
+    """(after - before) / (whole - before), all of one name and the same units; None where no gap is beyond noise."""
     edges = [(1 - confidence) / 2, (1 + confidence) / 2]
-    gaps = draws @ missing
+    gained, gaps = after.replicates - before.replicates, whole.replicates - before.replicates
     if np.quantile(gaps, edges[0]) <= 0:
         return None
-    low, high = np.quantile((draws @ gained)[gaps > 0] / gaps[gaps > 0], edges)
-    return Recovered(float(counts @ gained / (counts @ missing)), float(low), float(high), len(triples))
-
-
-def bootstrap_stderr(
-    statistic: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000, seed: int = 0
-) -> float:
-    """Standard error of a statistic that is no mean, by bootstrap over its n units; nan for a single one.
-
-    statistic: of the units at the given places (int64 [n], with repeats).
-    """
-    if n < 2:
-        return float("nan")
-    rng = np.random.default_rng(seed)
-    return float(np.std([statistic(rng.integers(0, n, n)) for _ in range(resamples)], ddof=1))
+    low, high = np.quantile(gained[gaps > 0] / gaps[gaps > 0], edges)
+    share = (after.value - before.value) / (whole.value - before.value)
+    return Recovered(float(share), float(low), float(high), before.n)
 
 
 def stratified_mean(values: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lep.assets.microworld import benchmark_items
 from lep.benchmark.asking import Journal, Query, Ranks, ask
 from lep.benchmark.darumeru.sources import digest, read_rows
-from lep.benchmark.metrics import mean_and_stderr
+from lep.benchmark.metrics import mean_and_stderr, mean_estimate
 from lep.benchmark.records import Record, SuiteResult, group_by_key
 from lep.results import Score
 
@@ -65,8 +65,9 @@ class MinimalPairs:
             key: Score(*mean_and_stderr([r.value for r in group]), len(group))
             for key, group in group_by_key(records).items()
         }
-        overall = Score(*mean_and_stderr([record.value for record in records]), len(records))
-        return SuiteResult({f"{ALL}/{self.language}": overall, **by_phenomenon}, {}, records)
+        values, key = [record.value for record in records], f"{ALL}/{self.language}"
+        overall = Score(*mean_and_stderr(values), len(values))
+        return SuiteResult({key: overall, **by_phenomenon}, {}, records, {key: mean_estimate(values, name=key)})
 
     def fingerprint(self) -> dict[str, Any]:
         """What answers depend on besides the model."""

@@ -5,13 +5,13 @@ In: items as they were asked and answered. Out: JSON lines, paired differences, 
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from lep.benchmark.metrics import Difference, paired_difference, recovered_share
-from lep.results import TOTAL, Score
+from lep.benchmark.metrics import Estimate, mean_estimate, paired_difference, recovered_share
+from lep.results import BITS, TOTAL, Score
 
 Stop = Literal["end of turn", "other end token", "newline", "never"]
 STOPS: tuple[Stop, ...] = ("end of turn", "other end token", "newline", "never")
@@ -56,12 +56,25 @@ class SuiteResult:
     """What a suite found.
 
     scores: by "task/language". details: what else there is to say, by the same keys or the suite's name. records: in
-    the order of the items.
+    the order of the items. estimates: of scores that are no means over records, by the same keys, and of bits per byte;
+    models are compared by them.
     """
 
     scores: dict[str, Score]
-    details: dict[str, dict[str, Any]]
+    details: dict[str, Any]
     records: list[Record]
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+
+def together(suites: Iterable[SuiteResult]) -> SuiteResult:
+    """What several suites found of one model."""
+    whole = SuiteResult({}, {}, [])
+    for found in suites:
+        whole.scores.update(found.scores)
+        whole.details.update(found.details)
+        whole.records.extend(found.records)
+        whole.estimates.update(found.estimates)
+    return whole
 
 
 def group_by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -71,55 +84,76 @@ def group_by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def compare(
-    records: Mapping[str, Sequence[Record]], *, baselines: Sequence[str] = (), seed: int = 0
-) -> list[dict[str, Any]]:
-    """Paired differences between models on every task: what the report's verdict is computed from.
+def compare(models: Mapping[str, SuiteResult], *, baselines: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Paired differences between models on every score: what the report's verdict is computed from.
 
-    records: of each model, on the same items in the same order. Every pair of models is compared but for those with a
-    baseline in them, on the tasks that both were judged on (a vocabulary may fail one). Returns dicts {task, a, b,
-    difference, low, high, n}, `difference` = mean value of a minus of b, with a 95 % bootstrap interval over items.
+    models: what was found of each, on the same items in the same order. Every pair is compared but for those with a
+    baseline in them, on the scores that both have (a vocabulary may fail a task) and that have at least two units.
+    Returns dicts {task, a, b, difference, low, high, n}, `difference` = score of a minus that of b, with a 95 %
+    bootstrap interval over items (variants of an exam, texts).
     """
-    judged = {name: [row for row in rows if row.judged] for name, rows in records.items() if name not in baselines}
-    grouped = {name: group_by_key(rows) for name, rows in judged.items()}
+    measured = {name: _estimates(found) for name, found in models.items() if name not in baselines}
+    for a, b in combinations(measured, 2):
+        _same_items(models[a].records, models[b].records)
     return [
-        {"task": key, "a": a, "b": b, **asdict(_difference(grouped[a][key], grouped[b][key], seed))}
-        for a, b in combinations(grouped, 2)
-        for key in grouped[a]
-        if key in grouped[b]
+        {"task": key, "a": a, "b": b, **asdict(paired_difference(measured[a][key], measured[b][key]))}
+        for a, b in combinations(measured, 2)
+        for key in measured[a]
+        if key in measured[b] and measured[a][key].n > 1
     ]
 
 
-def gains(
-    before: Sequence[Record], after: Sequence[Record], original: Sequence[Record], *, seed: int = 0
-) -> list[dict[str, Any]]:
-    """What a change to a model gained on every task, and which share of its distance from the original it closed.
+def gains(before: SuiteResult, after: SuiteResult, original: SuiteResult) -> list[dict[str, Any]]:
+    """What a change to a model gained on every score, and which share of its distance from the original it closed.
 
-    All three answered the same items in the same order; a task that one of them lacks is left out. Returns dicts {task,
-    before, after, difference, low, high, n, recovered}: means, their paired difference with a 95 % bootstrap interval,
-    and {share, low, high}, or None where the distance is within the noise. The items of all tasks of a language are
-    "all tasks/LANGUAGE" together.
+    All three answered the same items in the same order; a score that one of them lacks is left out. Returns dicts
+    {task, before, after, difference, low, high, n, recovered}: the scores, their paired difference with a 95 %
+    bootstrap interval, and {share, low, high}, or None where the distance is within the noise. The items of all tasks
+    of a language are "all tasks/LANGUAGE" together, by their mean value.
     """
-    judged = [group_by_key(row for row in rows if row.judged) for rows in (before, after, original)]
+    models = (before, after, original)
+    judged = [group_by_key(row for row in found.records if row.judged) for found in models]
     shared = [key for key in judged[0] if all(key in of for of in judged)]
-    grouped = [_with_totals({key: of[key] for key in shared}) for of in judged]
-    found = []
-    for key, rows in grouped[0].items():
-        assert len({tuple(_items(group[key])) for group in grouped}) == 1, "the same items, in one order"
-        then, now, whole = ([row.value for row in group[key]] for group in grouped)
-        share = recovered_share(then, now, whole, seed=seed)
-        means = {"before": sum(then) / len(rows), "after": sum(now) / len(rows)}
-        difference = asdict(paired_difference(now, then, seed=seed))
-        found.append({"task": key, **means, **difference, "recovered": share and asdict(share)})
-    return found
+    estimates = [
+        _estimates(found) | _totals({key: of[key] for key in shared}) for found, of in zip(models, judged, strict=True)
+    ]
+    for found in (after, original):
+        _same_items(before.records, found.records)
+    gained = []
+    for key, then in estimates[0].items():
+        if not all(key in of for of in estimates[1:]) or then.n < 2 or key.startswith(f"{BITS}/"):
+            continue
+        now, whole = (of[key] for of in estimates[1:])
+        share = recovered_share(then, now, whole)
+        difference = asdict(paired_difference(now, then))
+        figures = {"before": then.value, "after": now.value, **difference}
+        gained.append({"task": key, **figures, "recovered": share and asdict(share)})
+    return gained
 
 
-def _with_totals(groups: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
-    """The groups, and the records of each language together."""
+def _estimates(found: SuiteResult) -> dict[str, Estimate]:
+    """By score: those that the suite gave, and means over the items of what else was judged."""
+    groups = group_by_key(row for row in found.records if row.judged)
+    of_items = {key: _mean(key, rows) for key, rows in groups.items() if key not in found.estimates}
+    return of_items | found.estimates
+
+
+def _totals(groups: Mapping[str, list[Record]]) -> dict[str, Estimate]:
+    """Of each language, the records of all tasks together."""
     totals: dict[str, list[Record]] = {}
     for record in chain.from_iterable(groups.values()):
         totals.setdefault(f"{TOTAL}/{record.language}", []).append(record)
-    return {**groups, **totals}
+    return {key: _mean(key, rows) for key, rows in totals.items()}
+
+
+def _mean(key: str, records: Sequence[Record]) -> Estimate:
+    return mean_estimate([record.value for record in records], name=key)
+
+
+def _same_items(a: Sequence[Record], b: Sequence[Record]) -> None:
+    ours, theirs = group_by_key(a), group_by_key(b)
+    for key in ours.keys() & theirs.keys():
+        assert _items(ours[key]) == _items(theirs[key]), "the same items, in one order"
 
 
 def samples(records: Mapping[str, Sequence[Record]], *, per_task: int = 1) -> list[dict[str, Any]]:
@@ -160,11 +194,6 @@ def read_records(path: Path) -> list[Record]:
     with path.open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
     return [Record(**{**row, "option_scores": tuple(row["option_scores"])}) for row in rows]
-
-
-def _difference(a: Sequence[Record], b: Sequence[Record], seed: int) -> Difference:
-    assert _items(a) == _items(b), "the same items, in one order"
-    return paired_difference([r.value for r in a], [r.value for r in b], seed=seed)
 
 
 def _items(records: Sequence[Record]) -> list[tuple[str, str]]:

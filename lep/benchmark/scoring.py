@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lep.chat import chat_text
 from lep.vocabulary import read_vocabulary
 
 # Chunks of logits stay below 2^26 float32 numbers (256 MB), whatever the vocabulary.
@@ -75,7 +77,7 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     """
     _check_template(tokenizer)
     turns = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    return chat_text(tokenizer, turns, open_answer=True)
 
 
 def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
@@ -89,7 +91,7 @@ def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> s
     texts = [content for _, content in turns]
     messages = [{"role": role, "content": content} for role, content in turns]
     messages[-1]["content"] += _OPEN
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    rendered = chat_text(tokenizer, messages)
     rendered = rendered[: max(0, rendered.rfind(_OPEN))]
     place = 0
     for text in texts:
@@ -101,6 +103,15 @@ def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> s
             )
         place = found + len(text.strip())
     return rendered
+
+
+def takes_system(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat format has a turn of the system; some templates refuse it."""
+    try:
+        render_turns(tokenizer, [("system", "zqx"), ("user", "a"), ("assistant", "")])
+    except (TemplateError, ValueError):
+        return False
+    return True
 
 
 def render_plain(turns: Sequence[Turn]) -> str:

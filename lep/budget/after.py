@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from lep import cost
 from lep.budget.forecast import CHARACTERS_PER_TOKEN, Forecast, Row, width_of, with_heap
-from lep.budget.judging import ASKING, judged, judging_memory, suites_tokens
-from lep.budget.training import PIECES, left_by_training
+from lep.budget.judging import ASKING, beside_judging, judged, judging_memory, suites_tokens
+from lep.budget.training import PIECES
 from lep.checkpoints import find_config
 from lep.config import calibrations
 from lep.cost import Lora, Memory, Trained
@@ -38,9 +38,17 @@ def propagation_rows(forecast: Forecast) -> Iterator[Row]:
         host += cost.tables_bytes(shape, rows) + cost.tables_bytes(shape, rows, forecast.stored)
     yield Row("propagation", ", ".join(map(str, config.propagation)), flops=flops, host=host)
     if config.export:
-        padded = -(-rows // config.export_pad_to) * config.export_pad_to
-        each, found = _export_bytes(forecast, padded)
-        yield Row("export", f"{', '.join(config.export)}; {found}", disk=len(config.export) * each)
+        yield _export_row(forecast, -(-rows // config.export_pad_to) * config.export_pad_to)
+
+
+def _export_row(forecast: Forecast, rows: int) -> Row:
+    """Model directories of propagations, whose files without a table are links; calibrated ones, merged, are whole."""
+    exported = list(forecast.config.export)
+    each, found = _export_bytes(forecast, rows)
+    merged = [of for _, of in _calibrated(forecast) if of in exported and of != "original"]
+    whole = forecast.shape.parameters(rows) * forecast.stored
+    carried = len(exported) - exported.count("original")
+    return Row("export", f"{', '.join(exported)}; {found}", disk=carried * each + len(merged) * whole)
 
 
 def _export_bytes(forecast: Forecast, rows: int) -> tuple[int, str]:
@@ -60,15 +68,15 @@ def calibration_rows(forecast: Forecast) -> Iterator[Row]:
         tokens = _tokens_learnt_from(forecast, name, node)
         flops = None
         if tokens is not None:
-            step = node.tuning.batch_size * _block_size(forecast, node.tuning)
-            tokens = max(1, tokens // step) * step * node.tuning.epochs * len(models)
+            block = _block_size(forecast, node.tuning)
+            tokens = -(-tokens // block) * block * node.tuning.epochs * len(models)
             flops = _tuning_flops(forecast, node.tuning, tokens) + _answering_flops(forecast, node)
         yield Row(
             f"calibration {name}",
             f"of {', '.join(models)}; estimated",
             tokens=tokens,
             flops=flops,
-            memory=left_by_training(forecast) + _tuning_memory(forecast, node.tuning),
+            memory=beside_judging(forecast) + _tuning_memory(forecast, node.tuning),
             disk=len(models) * _tuned_bytes(forecast, node.tuning),
             timed=True,
         )
@@ -166,6 +174,6 @@ def benchmark_rows(forecast: Forecast) -> Iterator[Row]:
         f"{suites} of {models} models; estimated",
         tokens=tokens,
         flops=cost.forward_flops(shape, vocabulary=forecast.trained.vocabulary, tokens=tokens, length=WINDOW),
-        memory=left_by_training(forecast) + judging_memory(forecast),
+        memory=beside_judging(forecast) + judging_memory(forecast),
         timed=True,
     )

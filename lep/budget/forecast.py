@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig
 
 from lep import cost
-from lep.checkpoints import find_config, resolve_adapted, shape_config
+from lep.checkpoints import find_config, shape_config
 from lep.config import check_context, plain, planned_stages, trained_rows
 from lep.corpus import CorpusFilters
 from lep.cost import Batch, Memory, Shape, Trained
-from lep.embeddings import open_embeddings
+from lep.embeddings import TABLES_FILE, open_embeddings
 from lep.training.loss import positions_at_once
 
 # Of text that nobody has read: characters of a new vocabulary's token, bytes of a character of Russian.
@@ -103,9 +103,20 @@ class Forecast:
         added = node.get("new_tokens") or 0
         rows = node.get("vocab_size") or old + added
         if self.config.adapted:
-            rows = open_embeddings(resolve_adapted(self.config.adapted)).input.shape[0]
+            rows = self._adapted_rows() or rows
         moving = added if trained_rows(self.config) == "new" else rows
         return Trained(rows, output=moving, input=0 if self.shape.tables == 1 else moving)
+
+    def _adapted_rows(self) -> int | None:
+        """Rows of the trained tables that are given; None, with a note, where they are not on this machine."""
+        reference = str(self.config.adapted)
+        directory = Path(reference).expanduser()
+        if (directory / TABLES_FILE).is_file():
+            return open_embeddings(directory).input.shape[0]
+        if found := find_config(reference, None, key="adapted"):
+            return found[0].vocab_size
+        self.notes.append(f"adapted={reference} is not on this machine: its rows are counted as those of the tokenizer")
+        return None
 
     @property
     def batch(self) -> Batch:
@@ -129,7 +140,8 @@ class Forecast:
     @property
     def shards(self) -> int:
         """Devices among which the frozen body lies."""
-        return self.devices if "fsdp" in str(plain(self.config.trainer.get("strategy", "auto"))).lower() else 1
+        strategy = str(plain(self.config.trainer.get("strategy", "auto"))).lower()
+        return self.devices if "fsdp" in strategy or "shard" in strategy else 1
 
     @property
     def measured_tokens(self) -> float:

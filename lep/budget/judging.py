@@ -7,8 +7,9 @@ from typing import Any
 
 from lep import cost
 from lep.budget.forecast import CHARACTERS_PER_TOKEN, Forecast
-from lep.config import calibrations
+from lep.config import calibrations, planned_stages
 from lep.cost import Memory
+from lep.memory import PROCESS_BYTES, SMALL_MODEL_BYTES
 
 ASKING = 60  # tokens of a request and its answer in the micro-world
 MICRO_TASKS = 16  # kinds of items in the micro benchmark, of both languages
@@ -20,14 +21,30 @@ READ_AT_ONCE, LOGITS_AT_ONCE = 8192, 2**26
 
 
 def judged(forecast: Forecast) -> list[str]:
-    """The models that are measured, but for calibrated ones: the original, the tables before training, every rule."""
+    """The models that are measured, but for calibrated ones: the original, the tables before training, every rule.
+
+    None where tables go from files to files.
+    """
     config = forecast.config
-    if config.adapted and not config.benchmark and not calibrations(config):
-        return []  # tables go from files to files
+    needed = bool(calibrations(config)) or ("benchmark" in planned_stages(config) and bool(config.benchmark))
+    repaired = config.repair_end_of_turn
+    if repaired == "auto":
+        repaired = forecast.shape.parameters() * forecast.stored <= SMALL_MODEL_BYTES
+    if not needed and not repaired:
+        return []
     return ["original", *([] if config.adapted else ["no training"]), *map(str, config.propagation)]
 
 
+def beside_judging(forecast: Forecast) -> Memory:
+    """Beside a model that is judged or tuned: on a CPU the program, and the tables before training and after."""
+    if not forecast.device.is_cpu:
+        return Memory()
+    tables = 0 if forecast.config.adapted else 2 * cost.tables_bytes(forecast.shape, forecast.trained.vocabulary)
+    return Memory(tables=tables, process=PROCESS_BYTES)
+
+
 def judging_memory(forecast: Forecast) -> Memory:
+    """Of a model that is judged."""
     width = cost.WIDE if forecast.device.is_cpu else forecast.stored
     rows = forecast.trained.vocabulary
     logits = min(LOGITS_AT_ONCE, READ_AT_ONCE * rows)
@@ -62,5 +79,6 @@ def suite_tokens(node: Mapping[Any, Any], limit: int | None = None) -> int | Non
         return 3 * prompts * node["max_new_tokens"]  # written once to be read, and twice to be timed
     if kind == "Fair" and node["max_characters"]:
         texts = 2 * len(node["texts"]) * node["max_characters"]  # in windows that advance by half of themselves
-        return int((texts + prompts * node["max_new_characters"]) / CHARACTERS_PER_TOKEN)
+        written = prompts + sum(map(len, (node.get("requests") or {}).values()))
+        return int((texts + written * node["max_new_characters"]) / CHARACTERS_PER_TOKEN)
     return None

@@ -89,16 +89,6 @@ def training_memory(forecast: Forecast, batch: Batch, *, shards: int | None = No
     return with_heap(memory, forecast.device)
 
 
-def left_by_training(forecast: Forecast) -> Memory:
-    """What stays while models are judged and tuned: on a CPU the module that was trained; an accelerator forgets it."""
-    if not forecast.device.is_cpu:
-        return Memory()
-    if forecast.config.adapted:
-        return Memory(process=PROCESS_BYTES)
-    moving = cost.WIDE * forecast.trained.rows * forecast.shape.hidden
-    return replace(training_memory(forecast, forecast.batch), gradients=moving, activations=0, logits=0)
-
-
 def training_remedies(forecast: Forecast, room: int) -> Iterator[str]:
     """Settings with which training fits into that many bytes, and what it takes then; a step keeps its blocks."""
     batch = forecast.batch

@@ -150,32 +150,33 @@ def test_a_directory_is_no_option_of_the_group() -> None:
     ]
 
 
-def test_two_ranks_share_the_items_and_both_know_the_answers(directory: Path, tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(
-        "import sys, json, torch\n"
-        "from pathlib import Path\n"
-        "from lep import checkpoints\n"
-        "from lep.benchmark.asking import Journal, Ranks\n"
-        "from lep.benchmark.darumeru import Darumeru\n"
-        "rank = int(sys.argv[1])\n"
-        "address = 'file://' + sys.argv[3]\n"
-        "torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=2)\n"
-        "path = Path(sys.argv[2])\n"
-        "model = checkpoints.load_model(path)\n"
-        "tokenizer = checkpoints.load_tokenizer(path, key='x')\n"
-        "suite = Darumeru('stand_in', tasks=['rcb'], chat=False, shots=0)\n"
-        "journal = Journal(Path(sys.argv[4]), {}, rank=rank)\n"
-        "found = suite(model, tokenizer, journal=journal, ranks=Ranks.current())\n"
-        "print(json.dumps([[r.item, r.answer] for r in found.records]))\n",
-        encoding="utf-8",
-    )
-    shared = [str(directory), str(tmp_path / "meeting"), str(tmp_path / "answers")]
-    ranks = [
-        subprocess.Popen([sys.executable, str(script), str(rank), *shared], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    first, second = (rank.communicate(timeout=250)[0].splitlines()[-1] for rank in ranks)
-    assert first == second and len(json.loads(first)) == 20
-    sizes = [len((tmp_path / f"answers.{rank}.jsonl").read_text().splitlines()) for rank in range(2)]
-    assert sizes == [11, 11], "half of the items each, after a line that says whose they are"
+@pytest.mark.filterwarnings("ignore")
+def test_two_ranks_share_the_items_and_find_what_one_finds(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*STAND_IN, "benchmark=[darumeru,minimal_pairs]", "benchmark.darumeru.tasks=[rcb]"]
+    overrides += ["benchmark.minimal_pairs.limit=10"]
+    alone = tmp_path / "alone"
+    run_app(monkeypatch, *command(directory, alone, *overrides)[3:])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    together = command(directory, tmp_path / "together", *overrides)
+    subprocess.run([*torchrun, *together[1:]], check=True, timeout=250, capture_output=True)
+    one, two = (read_result(next((tmp_path / name).glob("runs/**/result.json"))) for name in ("alone", "together"))
+    assert two.rows[0].scores == one.rows[0].scores
+    assert [answers(tmp_path / name).keys() for name in ("alone", "together")][0] == answers(
+        tmp_path / "together"
+    ).keys()
+    sizes = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "together").glob("artifacts/answers/*"))]
+    assert sizes == [11, 11, 6, 6], "half of the items each, after a line that says whose they are"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_more_tasks_join_the_answers_that_are_there(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["benchmark.darumeru.tasks=[rcb]", "benchmark.darumeru.limit=3"]
+    more = ["benchmark.darumeru.tasks=[rcb,parus]", "benchmark.darumeru.limit=4"]
+    for chosen, number in ((few, 3), (more, 4 + 2 * 4)):
+        run_app(monkeypatch, *command(directory, tmp_path, *STAND_IN, "benchmark=darumeru", *chosen)[3:])
+        (path,) = (tmp_path / "artifacts" / "answers").iterdir()
+        assert len(path.read_text().splitlines()) == 1 + number, "each is asked once"

@@ -33,7 +33,7 @@ def test_a_text_within_the_context_costs_its_log_probability(
 ) -> None:
     texts = sentences(6)
     bits = [-row.total / math.log(2) for row in sequence_logprobs(model, bpe, texts)]
-    found = bits_per_byte(model, bpe, texts, context=500)
+    found = bits_per_byte(model, bpe, texts, context=500).score
     assert found.value == pytest.approx(sum(bits) / sum(len(text.encode()) for text in texts))
     assert found.n == 6 and found.stderr > 0
 
@@ -52,7 +52,9 @@ def test_later_windows_score_their_second_half_after_their_first(
         with torch.no_grad():
             logits = model(torch.tensor([[1, *(ids[t] for t in seen)]])).logits[0, :, : len(bpe)].log_softmax(-1)
         bits -= sum(float(logits[seen.index(t), ids[t]]) for t in scored) / math.log(2)
-    assert bits_per_byte(model, bpe, [text], context=40).value == pytest.approx(bits / len(text.encode()), rel=1e-4)
+    assert bits_per_byte(model, bpe, [text], context=40).score.value == pytest.approx(
+        bits / len(text.encode()), rel=1e-4
+    )
 
 
 def test_a_uniform_model_spends_the_same_on_every_token_of_any_vocabulary(
@@ -70,7 +72,9 @@ def test_a_uniform_model_spends_the_same_on_every_token_of_any_vocabulary(
         tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
         expected = tokens * math.log2(len(tokenizer)) / sum(len(text.encode()) for text in texts)
         for context in (30, 31, 500):
-            assert bits_per_byte(model, tokenizer, texts, context=context).value == pytest.approx(expected, rel=1e-5)
+            assert bits_per_byte(model, tokenizer, texts, context=context).score.value == pytest.approx(
+                expected, rel=1e-5
+            )
         assert characters_per_token(tokenizer, texts) == sum(map(len, texts)) / tokens
 
 

@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.assets import stand_in
 from lep.benchmark import darumeru
 from lep.benchmark.asking import Answer, Journal
-from lep.benchmark.darumeru import MICRO_AVERAGE, Darumeru, means, task_items
+from lep.benchmark.darumeru import MICRO_AVERAGE, Darumeru, complete_means, mean_of, task_items
 from lep.benchmark.darumeru.protocol import PROTOCOLS
 from lep.benchmark.darumeru.sources import Directory, StandIn, read_rows
 from lep.benchmark.darumeru.tasks import TASKS, Exam, Judgement, Mmlu, Task
+from lep.benchmark.records import compare
 from lep.results import Score
 
 CORRECTED, PAPER = PROTOCOLS["corrected"], PROTOCOLS["paper2024"]
@@ -79,7 +81,7 @@ def test_a_mean_is_not_given_where_a_task_is_missing(
 
 def test_micro_average_is_the_mean_over_tasks_and_not_over_groups() -> None:
     scores = {task.name: Score(float(task.group == "DaruMERA"), 0.1, 10) for task in TASKS}
-    found = means(scores)
+    found = {key: mean_of([scores[name] for name in of]) for key, of in complete_means(scores).items()}
     assert found[MICRO_AVERAGE].value == pytest.approx(8 / 17)
     assert found[MICRO_AVERAGE].stderr == pytest.approx(0.1 / math.sqrt(17))
     assert (found["DaruMERA/ru"].value, found["DaruSum/ru"].value) == (1, 0)
@@ -122,9 +124,9 @@ def test_parus_always_first_is_worth_nothing(bpe: PreTrainedTokenizerFast) -> No
     items, _ = task_items(parus, StandIn(), PROMPTS) or ([], {})
     first, second = Answer(scores=(1.0, 0.0)), Answer(scores=(0.0, 1.0))
     always = [parus.judge(item, [first, first], bpe, CORRECTED) for item in items]
-    assert parus.score(always)[0].value == 0
+    assert parus.score(always).score.value == 0
     right = [parus.judge(i, [first, second] if i.gold == "1" else [second, first], bpe, CORRECTED) for i in items]
-    assert parus.score(right)[0] == Score(1.0, 0.0, 20)
+    assert parus.score(right).score == Score(1.0, 0.0, 20)
     swapped = dict(items[0].meta["swapped"])["user"].splitlines()
     straight = items[0].turns[0][1].splitlines()
     assert [swapped[2][3:], swapped[3][3:]] == [straight[3][3:], straight[2][3:]]
@@ -134,7 +136,7 @@ def test_the_exam_is_scored_by_variant_and_limited_to_whole_ones() -> None:
     exam = task("use")
     assert isinstance(exam, Exam)
     judged = [Judgement(1.0, "", "", {"points": 17.0}, unit) for unit in ("1", "1", "2")]
-    score, _ = exam.score(judged)
+    score = exam.score(judged).score
     assert (score.value, score.n) == (0.75, 2)
     items, _ = task_items(exam, StandIn(), PROMPTS) or ([], {})
     items = [replace(item, unit=str(number % 4)) for number, item in enumerate(items)]
@@ -144,7 +146,9 @@ def test_the_exam_is_scored_by_variant_and_limited_to_whole_ones() -> None:
 def test_mmlu_is_averaged_by_subject_then_category() -> None:
     mmlu = task("mmlu_ru")
     units = ["STEM/a"] * 3 + ["STEM/b", "other/c"]
-    score, metrics = mmlu.score([Judgement(v, "", "", {}, u) for v, u in zip([1, 1, 1, 0, 0], units, strict=True)])
+    found = mmlu.score([Judgement(v, "", "", {}, u) for v, u in zip([1, 1, 1, 0, 0], units, strict=True)])
+    score, metrics = found.score, found.metrics
+    assert found.estimate.value == pytest.approx(score.value)
     assert metrics == {"STEM": 0.5, "other": 0.0} and score.value == 0.25
     items, _ = task_items(mmlu, StandIn(), PROMPTS) or ([], {})
     assert isinstance(mmlu, Mmlu)
@@ -186,9 +190,60 @@ def test_examples_are_dropped_and_texts_cut_until_a_prompt_fits(
     assert max(len(bpe(text)["input_ids"]) for text in cut.prompts) < 60
     chatting = copy.deepcopy(bpe)
     chatting.bos_token, chatting.chat_template = "<|user|>", bpe.chat_template
-    cut = replace(suite, chat=True)._dialogue(chatting, CORRECTED).queries(task("parus"), *found, small)  # type: ignore
-    assert cut.facts["prompts_cut"] == 40 and all(text.startswith("<|user|>") for text in cut.prompts)
-    assert max(len(chatting(text, add_special_tokens=False)["input_ids"]) for text in cut.prompts) < 60
+    for protocol in (CORRECTED, replace(PAPER, system=None)):
+        cut = replace(suite, chat=True)._dialogue(chatting, protocol).queries(task("parus"), *found, small)  # type: ignore
+        assert cut.facts["prompts_cut"] == 40 and all(text.startswith("<|user|>") for text in cut.prompts)
+        assert max(len(chatting(text, add_special_tokens=False)["input_ids"]) for text in cut.prompts) < 60
+
+
+def test_an_over_long_turn_loses_its_middle_and_the_format_nothing(bpe: PreTrainedTokenizerFast) -> None:
+    dialogue = Darumeru("stand_in", shots=0, chat=True, system="Кратко.")._dialogue(bpe, CORRECTED)
+    source = StandIn()
+    found = task_items(task("treeway_abstractive"), source, PROMPTS)
+    assert found
+    small = type("Small", (), {"config": type("Config", (), {"max_position_embeddings": 2 * 160})})
+    whole = type("Whole", (), {"config": type("Config", (), {"max_position_embeddings": 10_000})})
+    cut, full = (dialogue.queries(task("treeway_abstractive"), *found, of) for of in (small, whole))  # type: ignore
+    assert cut.facts["prompts_cut"] == len(cut.prompts) and full.facts["prompts_cut"] == 0
+    for short, long in zip(cut.prompts, full.prompts, strict=True):
+        assert 100 < len(bpe(short, add_special_tokens=False)["input_ids"]) < 160
+        kept = next(n for n in range(len(short), 0, -1) if long.startswith(short[:n]))
+        assert long.endswith(short[kept:]) and kept > len("<|system|>\nКратко.<|end|>\n<|user|>\n")
+        assert short.count("<|user|>") == short.count("<|assistant|>") == 1
+
+
+def test_the_papers_protocol_lets_no_system_speak_where_the_format_has_one(bpe: PreTrainedTokenizerFast) -> None:
+    suite, talkative, silent = Darumeru("stand_in", shots=0, chat=True), copy.deepcopy(bpe), copy.deepcopy(bpe)
+    talkative.chat_template = (
+        "{% if messages[0].role != 'system' %}<|system|>\nYou help.<|end|>\n{% endif %}" + bpe.chat_template  # type: ignore
+    )
+    silent.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    silent.chat_template += bpe.chat_template  # type: ignore[operator]
+    (item,) = task_items(task("rcb"), StandIn(), PROMPTS)[0][:1]  # type: ignore[index]
+
+    def said(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
+        protocol = PROTOCOLS[name]
+        return suite._dialogue(tokenizer, protocol)._text(task("rcb"), item, item.turns, ())
+
+    assert "You help." in said(talkative, "corrected") and "You help." not in said(talkative, "paper2024")
+    assert said(silent, "paper2024") == said(silent, "corrected") == said(bpe, "corrected")
+
+
+def test_models_are_compared_by_the_scores_of_the_table(model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast) -> None:
+    """Every one of them: also those with Matthews' correlation, macro-F1 or strata in them, and the means of groups."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.add_(torch.randn(other.lm_head.weight.shape, generator=torch.Generator().manual_seed(0)))
+    suite = Darumeru("stand_in", limit=8, chat=False, shots=0)
+    a, b = (suite(of, bpe) for of in (model, other))
+    found = {pair["task"]: pair for pair in compare({"a": a, "b": b})}
+    assert {*found} == {key for key, score in a.scores.items() if score.n > 1}
+    for key, pair in found.items():
+        assert pair["difference"] == pytest.approx(a.scores[key].value - b.scores[key].value), key
+        assert pair["low"] - 1e-9 <= pair["difference"] <= pair["high"] + 1e-9, key
+    assert found[MICRO_AVERAGE]["n"] == 17
+    same = {pair["task"]: pair for pair in compare({"a": a, "b": suite(model, bpe)})}
+    assert all((pair["low"], pair["high"]) == (0, 0) for pair in same.values())
 
 
 def test_a_chat_model_is_asked_in_its_format_with_the_answer_begun(

@@ -18,10 +18,8 @@ from lep.benchmark.darumeru.grading import (
 )
 from lep.benchmark.metrics import (
     accuracy,
-    bootstrap_stderr,
     f1_macro,
     matthews,
-    mean_and_stderr,
     r_precision,
     rouge,
     script_share,
@@ -130,13 +128,6 @@ def test_the_majority_class_of_rucola() -> None:
     gold = ["1"] * 6753 + ["0"] * 3247
     assert accuracy(gold, ["1"] * 10_000) == 0.6753
     assert matthews(gold, ["1"] * 10_000) == 0
-
-
-def test_the_bootstrap_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    expected = mean_and_stderr(values)[1]
-    assert bootstrap_stderr(lambda places: float(values[places].mean()), 200) == pytest.approx(expected, rel=0.1)
-    assert math.isnan(bootstrap_stderr(lambda places: 0.0, 1))
 
 
 def test_groups_weigh_the_same_whatever_their_size() -> None:

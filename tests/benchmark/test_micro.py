@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from lep.assets.microworld import Item
 from lep.benchmark import scoring
 from lep.benchmark.micro import run_micro, summarise
-from lep.benchmark.records import STOPS, Record, compare, read_records, samples, write_records
-from lep.benchmark.scoring import end_tokens, generate, render_chat
+from lep.benchmark.records import STOPS, Record, SuiteResult, compare, read_records, samples, write_records
+from lep.benchmark.scoring import end_tokens, generate, option_scores, render_chat
 from lep.chat import end_of_turn
 
 
@@ -44,6 +45,21 @@ def test_every_item_is_asked_once_and_in_order(
         assert list(found.details[key]["stopped"]) == list(STOPS)
     assert 0 <= found.details["copying/ru"]["length_ratio"] <= 1
     assert found.records[0].prompt == render_chat(bpe, items[0].prompt)
+
+
+def test_a_base_model_is_asked_in_the_lines_it_was_trained_on(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, items: list[Item]
+) -> None:
+    """Without a template: one BOS, the question, and its answer as the line that follows."""
+    base = copy.deepcopy(bpe)
+    base.chat_template = None
+    found = run_micro(model, base, items)
+    assert list(found.scores) == ["copying/ru", "facts ranked, seen/en", "questions/en", "agreement/ru"]
+    assert [r.prompt for r in found.records[:3]] == [f"{item.prompt}\n" for item in items[:3]]
+    line = generate(model, base, ["Where is Tom?\n"], max_new_tokens=8, stop_character="\n")[0].text
+    assert found.records[4].answer.startswith(line)
+    expected = option_scores(model, base, ["Who?\n"], [items[3].options])[0]
+    assert found.records[3].option_scores == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_of_a_pair_and_its_mirror_image_one_is_right_and_a_tie_is_wrong(
@@ -113,13 +129,14 @@ def test_records_come_back_from_their_file(
 def test_comparisons_are_of_every_pair_but_the_baselines() -> None:
     good = [record("questions", True, prompt=str(i)) for i in range(40)]
     bad = [replace(r, value=i % 2 == 0) for i, r in enumerate(good)]
-    found = compare({"original": good, "swap": bad, "delta": good, "overlap": good}, baselines=("original",))
+    models = {"original": good, "swap": bad, "delta": good, "overlap": good}
+    found = compare({name: summarise(of) for name, of in models.items()}, baselines=("original",))
     assert [(c["a"], c["b"]) for c in found] == [("swap", "delta"), ("swap", "overlap"), ("delta", "overlap")]
     first, _, last = found
     assert first["task"] == "questions/ru" and first["difference"] == -0.5 and first["high"] < 0 and first["n"] == 40
     assert (last["difference"], last["low"], last["high"]) == (0, 0, 0)
     with pytest.raises(AssertionError, match="same items"):
-        compare({"swap": good, "delta": [record("questions", True)] * 40})
+        compare({"swap": summarise(good), "delta": summarise([record("questions", True)] * 40)})
 
 
 def test_one_item_has_no_standard_error() -> None:
@@ -140,4 +157,4 @@ def test_samples_hold_what_each_model_said_to_the_first_items_of_a_task() -> Non
 def test_a_continued_text_is_shown_and_not_judged() -> None:
     text = replace(record("continuation", False), expected="")
     assert samples({"swap": [text]})[0]["answers"] == [{"model": "swap", "answer": "a", "right": None}]
-    assert compare({"swap": [text], "delta": [text]}) == []
+    assert compare({name: SuiteResult({}, {}, [text]) for name in ("swap", "delta")}) == []

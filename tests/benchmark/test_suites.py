@@ -1,5 +1,6 @@
 """Minimal pairs and the fair measures, against what they are made of."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from lep.benchmark.bits_per_byte import bits_per_byte
 from lep.benchmark.fair import Fair, read_texts, text_measures
 from lep.benchmark.minimal_pairs import MinimalPairs
 from lep.benchmark.records import compare
-from lep.benchmark.scoring import option_scores, sequence_logprobs
+from lep.benchmark.scoring import option_scores, render_chat, sequence_logprobs
 from lep.results import Score
 
 
@@ -32,7 +33,7 @@ def test_minimal_pairs_of_a_file_are_those_whose_good_sentence_is_likelier(
     assert found.scores["minimal pairs/ru"].value == pytest.approx(sum(expected) / 13)
     assert (found.scores["kind 0/ru"].n, found.scores["kind 1/ru"].n) == (7, 6)
     assert len(MinimalPairs(str(tmp_path / "pairs.jsonl"), limit=2)(model, bpe).records) == 4
-    assert compare({"a": found.records, "b": found.records})[0]["difference"] == 0
+    assert compare({"a": found, "b": found})[0]["difference"] == 0
     with pytest.raises(ValueError, match="no column source; it has UID, sentence_good, sentence_bad"):
         MinimalPairs(str(tmp_path / "pairs.jsonl"), good="source")(model, bpe)
 
@@ -69,13 +70,20 @@ def test_the_fair_suite_reads_texts_and_writes_in_a_script(
         max_characters=30,
         max_new_characters=8,
         timed_tokens=None,
+        requests={"ru": ["Кто там?"]},
     )
     found = suite(model, bpe)
     ru = ["Мария купила книгу.", "Потом пошла"]
-    assert found.details["text/ru"]["bits_per_byte"] == pytest.approx(bits_per_byte(model, bpe, ru, context=20).value)
+    assert found.details["text/ru"]["bits_per_byte"] == pytest.approx(
+        bits_per_byte(model, bpe, ru, context=20).score.value
+    )
     assert found.details["text/ru"]["characters"] == 30 and found.details["text/en"]["texts"] == 1
     assert "speed/ru" not in found.details
-    assert found.scores["own script/ru"].n == 2
+    assert found.scores["own script/ru"].n == 2 and found.scores["own script in a chat/ru"].n == 1
+    assert found.records[-1].prompt == render_chat(bpe, "Кто там?")
+    plain = copy.deepcopy(bpe)
+    plain.chat_template = None
+    assert "own script in a chat/ru" not in suite(model, plain).scores
     shares = [
         sum("а" <= c.lower() <= "я" for c in r.answer) / max(1, sum(map(str.isalpha, r.answer))) for r in found.records
     ]

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lep.calibration.conversations import Conversation, Turn
-from lep.calibration.filtering import Answered, AnswerFilters, keep, main_script, repeated_share, script_share
+from lep.calibration.filtering import (
+    Answered,
+    AnswerFilters,
+    keep,
+    keep_rated,
+    main_script,
+    repeated_share,
+    script_share,
+)
 
 BOTH = ("Cyrillic", "Latin")
 
@@ -44,15 +52,19 @@ texts = st.text("аб aб\n東", max_size=40)
 def test_counts_by_reason_add_up_to_what_was_asked(drawn: list):
     answers = [answered(text, ended=ended) for text, ended, _ in drawn]
     filters = AnswerFilters(min_characters=2, max_characters=20, scripts=BOTH)
-    kept, counts = keep(answers, filters, ratings=[rating for *_, rating in drawn], threshold=4)
+    passed, reasons = keep(answers, filters)
+    assert sum(reasons.values()) == len(answers) and reasons["kept"] == len(passed)
+    assert passed == [one for one in answers if not filters.reason(one)]
+    ratings = [rating for one, (*_, rating) in zip(answers, drawn, strict=True) if not filters.reason(one)]
+    kept, below = keep_rated(passed, ratings, threshold=4)
+    counts = reasons | below
     assert sum(counts.values()) == len(answers) and counts["kept"] == len(kept)
-    good = [a for a, (*_, rating) in zip(answers, drawn, strict=True) if not filters.reason(a) and rating >= 4]
-    assert kept == good
+    assert kept == [one for one, rating in zip(passed, ratings, strict=True) if rating >= 4]
     assert all(one.conversation.turns[-1].content == one.answer.strip() for one in kept)
 
 
 def test_ratings_below_the_threshold_are_a_reason_of_their_own():
-    kept, counts = keep([answered("да"), answered("нет")], AnswerFilters(), ratings=[3, 4], threshold=4)
+    kept, counts = keep_rated([answered("да"), answered("нет")], [3, 4], threshold=4)
     assert [one.answer for one in kept] == ["нет"] and counts == {"kept": 1, "rated below 4": 1}
 
 

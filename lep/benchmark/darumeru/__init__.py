@@ -7,7 +7,7 @@ the mean over all seventeen. A mean of which a task is missing is not given; the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,13 +21,15 @@ from lep.benchmark.asking import Answer, Journal, Query, Ranks, Reading, ask
 from lep.benchmark.darumeru.protocol import Protocol, protocol_named
 from lep.benchmark.darumeru.sources import Source, digest, make_source
 from lep.benchmark.darumeru.tasks import GROUPS, TASKS, Item, Judgement, PairedChoice, Prompts, Task
+from lep.benchmark.metrics import average
 from lep.benchmark.records import Record, SuiteResult
-from lep.benchmark.scoring import SameFirstToken, Turn, render_plain, render_turns
+from lep.benchmark.scoring import SameFirstToken, Turn, render_plain, render_turns, takes_system
 from lep.results import Score
 
 MICRO_AVERAGE = "Micro-Avg/ru"
 # Examples before a query where nothing else is said: a base model is shown how, an instruct model is asked.
 PLAIN_SHOTS, CHAT_SHOTS = 5, 0
+MOST_CUTS = 8  # of a prompt; where pieces meet, tokens change, so that one cut may be a few tokens short
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Darumeru:
     prompts: a YAML file with the wording that the data does not carry; null is the package's.
     tasks: names; null is all. limit: items of a task; null is all.
     shots: examples before a query; null is 5 in plain text and 0 in a chat. chat: whether to use the chat format; null
-        is as the tokenizer has one. system: what the system says in a chat; null leaves it to the template.
+        is as the tokenizer has one. system: what the system says in a chat; null is the protocol's way.
     """
 
     source: str = "hub"
@@ -102,7 +104,7 @@ class Darumeru:
         return self._result(judged, details, protocol, dialogue)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What answers depend on besides the model; not which tasks and how many items, which may grow later."""
+        """What scores depend on besides the model and which of the items are asked."""
         source, configs = self._source(), {task.config for task in self._chosen()}
         return {
             "protocol": self._protocol().described(),
@@ -152,7 +154,10 @@ class Darumeru:
     def _dialogue(self, tokenizer: PreTrainedTokenizerFast, protocol: Protocol) -> Dialogue:
         chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
         shots = self.shots if self.shots is not None else CHAT_SHOTS if chat else PLAIN_SHOTS
-        return Dialogue(tokenizer, protocol, chat, shots, self.system)
+        system = self.system
+        if chat and system is None and protocol.system is not None and takes_system(tokenizer):
+            system = protocol.system
+        return Dialogue(tokenizer, protocol, chat, shots, system)
 
     def _result(
         self,
@@ -162,35 +167,40 @@ class Darumeru:
         dialogue: Dialogue,
     ) -> SuiteResult:
         tasks = {task.name: task for task in TASKS if task.name in judged}
-        found: dict[str, Score] = {}
-        for name, task in tasks.items():
-            found[name], metrics = task.score([judgement for _, _, judgement in judged[name]])
-            details[name]["metrics"] = metrics
+        found = {name: task.score([judgement for _, _, judgement in judged[name]]) for name, task in tasks.items()}
+        for name, of in found.items():
+            details[name]["metrics"] = of.metrics
         missing = [task.name for task in TASKS if task.name not in judged]
         about = {
             "protocol": protocol.described(),
             "shots": dialogue.shots,
             "chat": dialogue.chat,
+            "system": dialogue.system,
+            "prompts": digest([dict(self._prompts())]),
             "source": self.source,
             "limit": self.limit,
             "complete": not missing and self.limit is None,
             "missing": missing,
             "tasks": details,
         }
-        scores = {f"{name}/{task.language}": found[name] for name, task in tasks.items()}
+        scores = {f"{name}/{task.language}": found[name].score for name, task in tasks.items()}
+        estimates = {f"{name}/{task.language}": found[name].estimate for name, task in tasks.items()}
         records = [
             _record(tasks[name], item, prompt, judgement)
             for name, of in judged.items()
             for item, prompt, judgement in of
         ]
-        return SuiteResult(scores | means(found), {"darumeru": about}, records)
+        for key, of in complete_means(found).items():
+            scores[key] = mean_of([found[name].score for name in of])
+            estimates[key] = average([found[name].estimate for name in of])
+        return SuiteResult(scores, {"darumeru": about}, records, estimates)
 
 
-def means(found: Mapping[str, Score]) -> dict[str, Score]:
-    """Means of the groups, and Micro-Avg over the seventeen tasks, of those of which no task is missing."""
+def complete_means(found: Collection[str]) -> dict[str, list[str]]:
+    """What the means of the groups, and Micro-Avg, are means of: those of which no task is missing."""
     parts = {f"{group}/{_language(group)}": [task.name for task in TASKS if task.group == group] for group in GROUPS}
     parts[MICRO_AVERAGE] = [task.name for task in TASKS]
-    return {key: mean_of([found[name] for name in of]) for key, of in parts.items() if set(of) <= set(found)}
+    return {key: of for key, of in parts.items() if set(of) <= set(found)}
 
 
 def mean_of(scores: Sequence[Score]) -> Score:
@@ -281,9 +291,14 @@ class Dialogue:
             open_places = [place for place, long in zip(open_places, too_long, strict=True) if long and kept[place]]
             for place in open_places:
                 kept[place] -= 1
-        texts, cut = self._cut(texts, room)
+        too_long = [place for place, length in enumerate(self._lengths(texts)) if length >= room]
+        if self.protocol.cut == "longest_turn":
+            for place in too_long:
+                item, _, turns = asked[place]
+                texts[place] = self._without_middle(task, item, turns, room)
+        texts = self._cut(texts, room)
         queries = [self._query(task, item, key, text) for (item, key, _), text in zip(asked, texts, strict=True)]
-        facts = {"shots": float(np.mean(kept)) if kept else 0.0, "prompts_cut": cut}
+        facts = {"shots": float(np.mean(kept)) if kept else 0.0, "prompts_cut": len(too_long)}
         return Asked(queries, texts[: len(items)], facts)
 
     def _text(self, task: Task, item: Item, turns: Sequence[Turn], examples: Sequence[Sequence[Turn]]) -> str:
@@ -328,12 +343,37 @@ class Dialogue:
     def _too_long(self, texts: Sequence[str], room: int) -> list[bool]:
         protocol = self.protocol
         most = min(room, protocol.prompt_tokens or room)
-        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         characters = protocol.prompt_characters or 2**40
-        return [len(row) >= most or len(text) > characters for row, text in zip(rows, texts, strict=True)]
+        return [
+            length >= most or len(text) > characters for length, text in zip(self._lengths(texts), texts, strict=True)
+        ]
 
-    def _cut(self, texts: Sequence[str], room: int) -> tuple[list[str], int]:
-        """The texts, those that do not fit the model without their beginnings (but for BOS), and how many these are."""
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """In tokens."""
+        return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
+    def _without_middle(self, task: Task, item: Item, turns: Sequence[Turn], room: int) -> str:
+        """The item without examples, its longest turn without so much of its middle that it fits, if it can."""
+        kept = list(turns)
+        for _ in range(MOST_CUTS):
+            text = self._text(task, item, kept, ())
+            surplus = self._lengths([text])[0] - room + 1
+            longest = max(range(len(kept) - 1), key=lambda place: len(kept[place][1]))
+            if surplus <= 0 or not kept[longest][1]:
+                break
+            kept[longest] = (kept[longest][0], self._shortened(kept[longest][1], surplus))
+        return self._text(task, item, kept, ())
+
+    def _shortened(self, text: str, surplus: int) -> str:
+        """The text without its middle, of so many tokens."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = encoded["offset_mapping"]
+        kept = max(0, len(offsets) - surplus)
+        first, last = kept // 2, kept - kept // 2
+        return text[: offsets[first][0]] + (text[offsets[-last][0] :] if last else "")
+
+    def _cut(self, texts: Sequence[str], room: int) -> list[str]:
+        """The texts, those that do not fit the model without their beginnings (but for BOS)."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         bos = str(self.tokenizer.bos_token or "") if self.chat else ""
         shortened = []
@@ -341,4 +381,4 @@ class Dialogue:
             opening = bos if text.startswith(bos) else ""
             surplus = len(ids) - room + 1
             shortened.append(opening + text[offsets[surplus + bool(opening)][0] :] if surplus > 0 else text)
-        return shortened, sum(a != b for a, b in zip(texts, shortened, strict=True))
+        return shortened

@@ -23,6 +23,9 @@ class Protocol:
         tokenizer instead, so that a vocabulary with longer tokens sees more examples.
     characters_per_new_token: budgets for writing are this many characters for each token the paper allows; None counts
         the model's own tokens.
+    cut: what an over-long prompt without examples loses: its beginning, with the words of the format, or the middle of
+        its longest turn.
+    system: what the system says in a chat; None leaves it to the template.
     headline_without_examples: whether MMLU's headline also stands where there are no examples.
     sentence_reading: how the sentences of an extractive summary are compared: over the first tokens that all have, or
         whole and by the character.
@@ -39,6 +42,8 @@ class Protocol:
     prompt_characters: int | None
     prompt_tokens: int | None
     characters_per_new_token: int | None
+    cut: Literal["beginning", "longest_turn"]
+    system: str | None
     headline_without_examples: bool
     sentence_reading: Reading
     stop_holds_text: bool
@@ -59,6 +64,8 @@ PROTOCOLS: dict[str, Protocol] = {
         prompt_characters=None,
         prompt_tokens=4000,
         characters_per_new_token=None,
+        cut="beginning",
+        system="",
         headline_without_examples=False,
         sentence_reading="common_tokens",
         stop_holds_text=False,
@@ -73,6 +80,8 @@ PROTOCOLS: dict[str, Protocol] = {
         prompt_characters=12_000,
         prompt_tokens=None,
         characters_per_new_token=4,
+        cut="longest_turn",
+        system=None,
         headline_without_examples=True,
         sentence_reading="per_character",
         stop_holds_text=True,

@@ -20,12 +20,14 @@ from lep.benchmark.darumeru.grading import USE_POINTS, best_f1, best_match, copi
 from lep.benchmark.darumeru.protocol import Protocol
 from lep.benchmark.darumeru.sources import Row
 from lep.benchmark.metrics import (
+    Estimate,
     accuracy,
-    bootstrap_stderr,
+    bootstrap,
     f1_macro,
     length_ratio,
     matthews,
     mean_and_stderr,
+    mean_estimate,
     r_precision,
     stratified_mean,
 )
@@ -79,6 +81,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A task's score, the metrics beside it, and the score's bootstrap replicates, by which models are compared."""
+
+    score: Score
+    metrics: dict[str, float]
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class Task:
     """What the tasks have in common.
 
@@ -117,10 +128,11 @@ class Task:
     ) -> Judgement:
         raise NotImplementedError
 
-    def score(self, judgements: Sequence[Judgement]) -> tuple[Score, dict[str, float]]:
-        """The task's score, the mean value of its items, and the metrics, some of which may not count in it."""
+    def score(self, judgements: Sequence[Judgement]) -> Scored:
+        """The mean value of the items; of the metrics some may not count in it."""
+        values = [judgement.value for judgement in judgements]
         metrics = {name: float(np.mean([j.metrics[name] for j in judgements])) for name in judgements[0].metrics}
-        return Score(*mean_and_stderr([j.value for j in judgements]), len(judgements)), metrics
+        return Scored(Score(*mean_and_stderr(values), len(values)), metrics, mean_estimate(values, name=self.name))
 
     def _item(self, key: str, row: Row, prompts: Prompts) -> Item:
         return Item(key, turns_of(row), row["outputs"], meta=row.get("meta", {}))
@@ -173,19 +185,18 @@ class Choice(Task):
         labels = (item.gold, item.gold if right else chosen)
         return Judgement(float(right), chosen, item.gold, {"accuracy": float(right)}, item.unit, labels)
 
-    def score(self, judgements: Sequence[Judgement]) -> tuple[Score, dict[str, float]]:
+    def score(self, judgements: Sequence[Judgement]) -> Scored:
+        if self.metrics == ("accuracy",):
+            return super().score(judgements)
         expected, found = zip(*(j.labels for j in judgements if j.labels), strict=True)
 
         def mean_metric(places: np.ndarray) -> float:
             gold, chosen = [expected[i] for i in places], [found[i] for i in places]
             return float(np.mean([LABEL_METRICS[name](gold, chosen) for name in self.metrics]))
 
+        estimate = bootstrap(mean_metric, [""] * len(expected), name=self.name)
         metrics = {name: LABEL_METRICS[name](expected, found) for name in self.metrics}
-        if self.metrics == ("accuracy",):
-            value, stderr = mean_and_stderr([j.value for j in judgements])
-        else:
-            value, stderr = float(np.mean(list(metrics.values()))), bootstrap_stderr(mean_metric, len(judgements))
-        return Score(value, stderr, len(judgements)), metrics
+        return Scored(Score(estimate.value, estimate.stderr, estimate.n), metrics, estimate)
 
     def _item(self, key: str, row: Row, prompts: Prompts) -> Item:
         return Item(key, turns_of(row), str(row["outputs"]), self.options, meta=row.get("meta", {}))
@@ -209,10 +220,6 @@ class PairedChoice(Choice):
         straight, swapped = (item.options[answer.choice] for answer in answers)
         right = straight == item.gold and swapped != item.gold
         return Judgement(float(right), f"{straight}, {swapped}", item.gold, {"accuracy": float(right)})
-
-    def score(self, judgements: Sequence[Judgement]) -> tuple[Score, dict[str, float]]:
-        value, stderr = mean_and_stderr([j.value for j in judgements])
-        return Score(value, stderr, len(judgements)), {"accuracy": value}
 
     def _item(self, key: str, row: Row, prompts: Prompts) -> Item:
         item = super()._item(key, row, prompts)
@@ -252,7 +259,7 @@ class Mmlu(Choice):
             seen[item.examples] += 1
         return [items[place] for place in sorted(place for _, place in sorted(turn)[:limit])]
 
-    def score(self, judgements: Sequence[Judgement]) -> tuple[Score, dict[str, float]]:
+    def score(self, judgements: Sequence[Judgement]) -> Scored:
         subjects: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for judgement in judgements:
             category, _, subject = judgement.unit.partition("/")
@@ -260,7 +267,26 @@ class Mmlu(Choice):
         parts = {category: stratified_mean(list(of.values())) for category, of in subjects.items()}
         stderr = float(np.sqrt(sum(error**2 for _, error in parts.values())) / len(parts))
         metrics = {category: value for category, (value, _) in parts.items()}
-        return Score(float(np.mean(list(metrics.values()))), stderr, len(judgements)), metrics
+        return Scored(
+            Score(float(np.mean(list(metrics.values()))), stderr, len(judgements)), metrics, self._estimate(judgements)
+        )
+
+    def _estimate(self, judgements: Sequence[Judgement]) -> Estimate:
+        """Items are drawn within their category, so that a subject of one item varies too."""
+        units = [judgement.unit for judgement in judgements]
+        categories = [unit.partition("/")[0] for unit in units]
+        subjects, subject = np.unique(units, return_inverse=True)
+        names, category = np.unique([of.partition("/")[0] for of in subjects], return_inverse=True)
+        values = np.array([judgement.value for judgement in judgements])
+
+        def mean_of_categories(places: np.ndarray) -> float:
+            counts = np.bincount(subject[places], minlength=len(subjects))
+            sums = np.bincount(subject[places], weights=values[places], minlength=len(subjects))
+            drawn = counts > 0
+            means, of = sums[drawn] / counts[drawn], category[drawn]
+            return float(np.mean(np.bincount(of, weights=means, minlength=len(names)) / np.bincount(of)))
+
+        return bootstrap(mean_of_categories, categories, name=self.name)
 
     def _item(self, key: str, row: Row, prompts: Prompts) -> Item:
         if row["subject"] not in prompts["subjects"]:
@@ -324,12 +350,14 @@ class Exam(Task):
         metrics = {"points": float(points)}
         return Judgement(points / most if most else 0.0, answers[0].text.strip(), item.gold, metrics, item.unit)
 
-    def score(self, judgements: Sequence[Judgement]) -> tuple[Score, dict[str, float]]:
+    def score(self, judgements: Sequence[Judgement]) -> Scored:
         points: dict[str, float] = defaultdict(float)
         for judgement in judgements:
             points[judgement.unit] += judgement.metrics["points"]
-        value, stderr = mean_and_stderr([total / USE_POINTS for total in points.values()])
-        return Score(value, stderr, len(points)), {"grade_norm": value}
+        grades = [total / USE_POINTS for total in points.values()]
+        value, stderr = mean_and_stderr(grades)
+        estimate = mean_estimate(grades, name=self.name)
+        return Scored(Score(value, stderr, len(grades)), {"grade_norm": value}, estimate)
 
     def _item(self, key: str, row: Row, prompts: Prompts) -> Item:
         return Item(key, turns_of(row), row["outputs"], unit=str(row["meta"]["variant"]), meta=row["meta"])
