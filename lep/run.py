@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from transformers.utils import logging as transformers_logging
 
-from lep import checkpoints, stages, terminal
+from lep import checkpoints, plan_app, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
@@ -183,7 +184,9 @@ def as_task(job: Callable[..., object], config: DictConfig) -> None:
 
 
 def main() -> None:
-    """The console script `lep`."""
+    """The console script `lep`; `lep plan` says what a run would cost and runs nothing."""
+    if sys.argv[1:2] == ["plan"]:
+        raise SystemExit(plan_app.main(sys.argv[2:], version_base=HYDRA_VERSION_BASE))
     compose_and_run()
 
 

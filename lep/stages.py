@@ -38,7 +38,7 @@ from lep.config import build, calibrations, check_context, plain, planned_stages
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
-from lep.memory import peak_memory_bytes, propagation_bytes
+from lep.memory import SMALL_MODEL_BYTES, peak_memory_bytes, propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
@@ -59,7 +59,6 @@ HeldOutTexts = Mapping[str, list[str]]
 
 # Characters of a window when bits per byte are measured: fits the 256 positions of the tiny pair in any vocabulary.
 BITS_CONTEXT = 240
-SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 OPERATOR_FILE = "operator.safetensors"
 SEEN_FILE = "fingerprints.npy"
 HISTORY_FILE = "history.json"
