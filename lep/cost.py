@@ -135,7 +135,7 @@ class Batch:
     """What one device reads at once: blocks of so many tokens, of which all but the last are read to guess the next.
 
     width: bytes of a number in the body, 2 for bfloat16 and 4 for float32. chunk: positions whose logits are there at
-    once. accumulate: batches of a step.
+    once. accumulate: batches of a step. learnt: positions that count and so have logits, where that is not all of them.
     """
 
     blocks: int
@@ -143,6 +143,7 @@ class Batch:
     width: int
     chunk: int
     accumulate: int = 1
+    learnt: int | None = None
 
     @property
     def length(self) -> int:
@@ -198,23 +199,27 @@ class Memory:
 # Floating point operations.
 
 
-def forward_flops(shape: Shape, *, vocabulary: int, tokens: int, length: int) -> int:
-    """Of reading `tokens` in pieces of `length`, with the logits of every one."""
+def forward_flops(shape: Shape, *, vocabulary: int, tokens: int, length: int, learnt: int | None = None) -> int:
+    """Of reading `tokens` in pieces of `length`, with the logits of every one or of so many."""
     attention = 4 * length * shape.layers * shape.heads * shape.head_dim
-    return tokens * (2 * shape.products + attention + 2 * vocabulary * shape.hidden)
+    logits = 2 * vocabulary * shape.hidden * (tokens if learnt is None else learnt)
+    return tokens * (2 * shape.products + attention) + logits
 
 
-def training_flops(shape: Shape, trained: Trained, *, tokens: int, length: int, lora: Lora | None = None) -> int:
+def training_flops(
+    shape: Shape, trained: Trained, *, tokens: int, length: int, learnt: int | None = None, lora: Lora | None = None
+) -> int:
     """Of reading and of the way back: to the input of every map, to the trained rows of the output table, to LoRA.
 
     The way back through attention is five products to the two of the way there, as the scores are computed again.
-    Frozen weights have no gradient, which is a third of what training a whole model takes.
+    Frozen weights have no gradient, which is a third of what training a whole model takes. learnt: tokens that count,
+    the only ones with logits; None is all of them.
     """
     back = 2 * shape.products + 10 * length * shape.layers * shape.heads * shape.head_dim
-    back += 2 * (trained.vocabulary + trained.output) * shape.hidden
+    back_from_logits = 2 * (trained.vocabulary + trained.output) * shape.hidden
     low_rank = 6 * lora.parameters(shape) if lora else 0
-    there = forward_flops(shape, vocabulary=trained.vocabulary, tokens=tokens, length=length)
-    return there + tokens * (back + low_rank)
+    there = forward_flops(shape, vocabulary=trained.vocabulary, tokens=tokens, length=length, learnt=learnt)
+    return there + tokens * (back + low_rank) + back_from_logits * (tokens if learnt is None else learnt)
 
 
 def fit_flops(shape: Shape, *, fitted_rows: int, new_vocabulary: int) -> int:
@@ -285,9 +290,11 @@ def training_memory(
 
 def loss_bytes(shape: Shape, trained: Trained, batch: Batch) -> int:
     """What the loss in chunks needs beside its result: twice the logits of a chunk in float32, the gradient at the
-    states, and under bfloat16 a copy of the trained rows of the output table."""
-    chunk = min(batch.chunk, batch.tokens) * trained.vocabulary * 2 * WIDE
-    states = batch.tokens * shape.hidden * batch.width
+    states, and under bfloat16 a copy of the trained rows of the output table. States that are learnt take the place of
+    all of them."""
+    learnt = batch.tokens if batch.learnt is None else batch.learnt
+    chunk = min(batch.chunk, learnt) * trained.vocabulary * 2 * WIDE
+    states = (2 * learnt - batch.tokens) * shape.hidden * batch.width
     return chunk + states + (trained.output * shape.hidden * batch.width if batch.width < WIDE else 0)
 
 

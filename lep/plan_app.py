@@ -1,10 +1,10 @@
 """What a run, or every run of a sweep, would cost, before anything is downloaded or made.
 
-    lep plan model=llama3_8b tokenizer=extension trainer=gpu device=h100
+    lep plan model=llama3_8b tokenizer=extension trainer=gpu hardware=h100
     lep plan experiment=gates
-    lep plan model.base=DIR trainer=gpu training.block_size=512 device=rtx4090 device.efficiency=0.5
+    lep plan model.base=DIR trainer=gpu training.block_size=512 hardware=rtx4090 hardware.efficiency=0.5
 
-`lep plan` takes what `lep` takes, and device=NAME (see conf/device); without it a config that trains on a CPU is
+`lep plan` takes what `lep` takes, and hardware=NAME (see conf/hardware); without it a config that trains on a CPU is
 planned for this machine's, any other for an H100. docs/cost.md has the formulas, and what is assumed where only the
 data know.
 """
@@ -68,12 +68,12 @@ def plan(arguments: Sequence[str], *, version_base: str) -> list[Job]:
     arguments = [argument for argument in arguments if argument not in FLAGS]
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown:
-        raise ValueError(f"lep plan has no flag {unknown[0]}. Give overrides as to `lep`, and device=NAME")
-    of_device = [argument for argument in arguments if argument.startswith(("device=", "device."))]
+        raise ValueError(f"lep plan has no flag {unknown[0]}. Give overrides as to `lep`, and hardware=NAME")
+    of_hardware = [argument for argument in arguments if argument.startswith(("hardware=", "hardware."))]
     with initialize_config_module("lep.conf", version_base=version_base):
-        jobs = sweep([argument for argument in arguments if argument not in of_device])
+        jobs = sweep([argument for argument in arguments if argument not in of_hardware])
         configs = [compose("config", overrides=job) for job in jobs]
-        device = find_device(of_device, default="cpu" if configs[0].trainer.accelerator == "cpu" else "h100")
+        device = find_device(of_hardware, default="cpu" if configs[0].trainer.accelerator == "cpu" else "h100")
     budgets = [make_budget(config, device) for config in configs]
     return [Job(run_name(job), config, budget) for job, config, budget in zip(jobs, configs, budgets, strict=True)]
 
@@ -93,9 +93,9 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def find_device(overrides: Sequence[str], *, default: str) -> Device:
     """The device that is named; of a CPU, what this machine does and has. The group is none of a run's own."""
-    named = [override for override in overrides if override.startswith("device=")] or [f"device={default}"]
-    settings = [override for override in overrides if override.startswith("device.")]
-    node: dict[str, Any] = plain(compose("config", overrides=[f"+{named[-1]}", *settings]).device)
+    named = [override for override in overrides if override.startswith("hardware=")] or [f"hardware={default}"]
+    settings = [override for override in overrides if override.startswith("hardware.")]
+    node: dict[str, Any] = plain(compose("config", overrides=[f"+{named[-1]}", *settings]).hardware)
     if node["tflops"] is None:
         node["tflops"] = measure_flops() / 1e12
     if node["memory_gb"] is None:

@@ -28,7 +28,7 @@ from lep.stages import make_plan
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-NOT_OF_RUNS = ("hydra", "device", "__pycache__")  # `device` is chosen for `lep plan` alone
+NOT_OF_RUNS = ("hydra", "hardware", "__pycache__")  # `hardware` is chosen for `lep plan` alone
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OF_RUNS)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
@@ -44,6 +44,15 @@ def composed(*overrides: str) -> DictConfig:
     given = [value for override in overrides for value in needed.get(override, ())]
     with initialize_config_module("lep.conf", version_base="1.3"):
         return compose("config", overrides=[*given, *overrides])
+
+
+@pytest.mark.parametrize("app", ["config", "benchmark_only"])
+def test_no_group_hides_a_key(app: str):
+    """KEY=VALUE chooses an option wherever a group has that name, so no plain key may be called like a group."""
+    with initialize_config_module("lep.conf", version_base="1.3"):
+        chosen = compose(app, return_hydra_config=True).hydra.runtime.choices
+    own = {str(key) for key in OmegaConf.load(CONF / f"{app}.yaml")} - {"defaults"}
+    assert not (own & {*GROUPS, *NOT_OF_RUNS}) - {*chosen, "hydra"}
 
 
 def targets(node: object, key: str = ""):

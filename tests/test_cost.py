@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,11 +123,14 @@ def test_tuning_takes_the_operations_that_are_counted(layers: str, tables: list[
     masks = attention_masks(module.body.config, batch["documents"][:, :-1], module.body.dtype)
     reading = {"position_ids": batch["position_ids"][:, :-1], "attention_mask": masks}
     shape = cost.Shape.of(module.body.config)
+    learnt = batch["answer_tokens"]
+    assert 0 < learnt < BLOCKS * (BLOCK - 1)
     told = cost.training_flops(
         shape,
         cost.Trained(OLD, output=OLD),
         tokens=BLOCKS * (BLOCK - 1),
         length=BLOCK - 1,
+        learnt=learnt,
         lora=cost.Lora(8, MAPS, 4 if layers == "all" else 2),
     )
     found = counted(lambda: module.loss(batch["input_ids"][:, :-1], batch["labels"][:, 1:], **reading).backward())
@@ -284,5 +288,8 @@ def test_memory_of_tuning_is_what_is_allocated(layers, tables, modules, dtype, w
     found = measured(module, TuningData(data, batch_size=BLOCKS, seed=0), accumulate=2, width=width)
     trained = cost.Trained(OLD, *(OLD if table in tables else 0 for table in ("output", "input")))
     lora = cost.Lora(8, modules, 4 if layers == "all" else 2)
-    told = cost.training_memory(cost.Shape.of(module.body.config), trained, batch_of(width, 2, OLD), lora=lora)
+    batches = TuningData.batches(data, batch_size=BLOCKS, seed=0)
+    learnt = max(batch["answer_tokens"] for _, batch in zip(range(len(data) // BLOCKS), batches, strict=False))
+    batch = replace(batch_of(width, 2, OLD), learnt=learnt)
+    told = cost.training_memory(cost.Shape.of(module.body.config), trained, batch, lora=lora)
     assert told.total == pytest.approx(found, rel=0.01)

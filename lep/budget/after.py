@@ -18,6 +18,7 @@ from lep.memory import propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 
 CONVERSATION = 400  # tokens of a conversation outside the micro-world
+ANSWERED = 0.5  # share of a conversation's tokens that are learnt, its answers
 WINDOW = 256  # tokens that benchmarks read in one go
 
 
@@ -142,7 +143,8 @@ def _tuning_memory(forecast: Forecast, tuning: DictConfig) -> Memory:
 
 def _tuning_flops(forecast: Forecast, tuning: DictConfig, tokens: int) -> int:
     tables, length = _tuned_tables(forecast, tuning), _block_size(forecast, tuning) - 1
-    return cost.training_flops(forecast.shape, tables, tokens=tokens, length=length, lora=_lora(forecast, tuning))
+    lora, learnt = _lora(forecast, tuning), int(ANSWERED * tokens)
+    return cost.training_flops(forecast.shape, tables, tokens=tokens, length=length, learnt=learnt, lora=lora)
 
 
 def _answering_flops(forecast: Forecast, node: DictConfig) -> int:

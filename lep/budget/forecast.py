@@ -25,7 +25,7 @@ HEAP_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run takes place, as the group `device` names it.
+    """Where a run takes place, as the group `hardware` names it.
 
     tflops: 10^12 operations a second of dense products. memory_gb: 10^9 bytes. efficiency: the share of the former that
     a run reaches.
@@ -41,12 +41,12 @@ class Device:
         for key in ("tflops", "memory_gb", "efficiency"):
             if not getattr(self, key) > 0:
                 raise ValueError(
-                    f"device.{key}={getattr(self, key)} must be above 0. Give what a data sheet or run says"
+                    f"hardware.{key}={getattr(self, key)} must be above 0. Give what a data sheet or run says"
                 )
         if self.efficiency > 1:
-            raise ValueError(f"device.efficiency={self.efficiency} is a share of device.tflops. Give at most 1")
+            raise ValueError(f"hardware.efficiency={self.efficiency} is a share of hardware.tflops. Give at most 1")
         if self.accelerator not in ("cpu", "gpu"):
-            raise ValueError(f"device.accelerator={self.accelerator} is unknown. Give cpu or gpu")
+            raise ValueError(f"hardware.accelerator={self.accelerator} is unknown. Give cpu or gpu")
 
     @property
     def memory(self) -> int:
