@@ -49,10 +49,8 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("app", ["config", "benchmark_only"])
 def test_no_group_hides_a_key(app: str):
     """KEY=VALUE chooses an option wherever a group has that name, so no plain key may be called like a group."""
-    with initialize_config_module("lep.conf", version_base="1.3"):
-        chosen = compose(app, return_hydra_config=True).hydra.runtime.choices
-    own = {str(key) for key in OmegaConf.load(CONF / f"{app}.yaml")} - {"defaults"}
-    assert not (own & {*GROUPS, *NOT_OF_RUNS}) - {*chosen, "hydra"}
+    plain = {key for key, value in OmegaConf.load(CONF / f"{app}.yaml").items() if not isinstance(value, DictConfig)}
+    assert not plain & {*GROUPS, *NOT_OF_RUNS}
 
 
 def targets(node: object, key: str = ""):
