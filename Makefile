@@ -28,7 +28,7 @@ $(STAMP): requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-# What only the tests need beside it: lm-evaluation-harness, an optional extra of the package.
+# What only the tests need beside it: optional extras of the package.
 $(STAMP)-tests: $(STAMP) requirements-tests.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tests.txt
 	@touch $(STAMP)-tests

@@ -27,7 +27,16 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Bump a kind when its stage starts to write something else from the same inputs. Renaming a variable is no reason.
-VERSIONS = {"corpus": 1, "tokenizer": 1, "packed": 1, "operator": 1, "adapted": 1, "scores": 5, "answers": 2}
+VERSIONS = {
+    "corpus": 1,
+    "tokenizer": 1,
+    "packed": 1,
+    "operator": 1,
+    "adapted": 1,
+    "scores": 5,
+    "answers": 3,
+    "tuned": 2,
+}
 KEY_LENGTH = 12  # hex digits in a directory's name; the manifest holds all 64
 NAME_LENGTH = 80  # characters of the human part; file systems stop at 255 bytes
 
@@ -145,6 +154,7 @@ class Store:
                     manifest = header | {"seconds": round(time.time() - started, 3), "facts": facts}
                     _publish(source, target, manifest)
                     lock.release()
+                    log.info("made %s/%s", kind, target.name)
                     return target
 
                 slot._staging, slot._publish = staging, publish

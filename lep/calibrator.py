@@ -8,7 +8,6 @@ by a killed process lies in the store's folder `unfinished` under the key of wha
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints
-from lep.artifacts import Artifact, artifact_key
+from lep.artifacts import Artifact
 from lep.benchmark.asking import Journal
 from lep.calibration.adapter import write_adapter
 from lep.calibration.answering import (
@@ -35,10 +34,9 @@ from lep.calibration.answering import (
     vllm_answers,
     write_answers,
 )
-from lep.calibration.conversations import Conversation, ConversationSource
-from lep.calibration.copying import fingerprints
-from lep.calibration.filtering import Answered, keep
-from lep.calibration.method import Calibration
+from lep.calibration.conversations import ChatFiles, Conversation, ConversationSource
+from lep.calibration.filtering import Answered, keep, keep_rated
+from lep.calibration.method import Calibration, named_in_full
 from lep.calibration.packing import pack
 from lep.calibration.rendering import render
 from lep.calibration.tuning import InstructionTuning, Tuning, TuningData, check_modules
@@ -47,7 +45,8 @@ from lep.shards import tensor_files
 from lep.training import LastCheckpoint
 from lep.training.module import STATE_KEY
 
-ANSWERS_FILE, RATINGS_FILE, HISTORY_FILE = "answers.jsonl", "ratings.json", "history.json"
+COPIES_FILE, ANSWERS_FILE = "copies.jsonl", "answers.jsonl"
+RATINGS_FILE, HISTORY_FILE = "ratings.json", "history.json"
 Read = Callable[[Counter[str]], Iterator[Conversation]]  # what a source leaves out is counted there, by reason
 LogAgain = Callable[[list[dict[str, float]], bool], None]  # the curve, and whether it was recorded whole
 MakeTrainer = Callable[[Tuning, int, str, LastCheckpoint], pl.Trainer]
@@ -75,7 +74,8 @@ class Calibrator:
 
     methods: by name. on: names of the candidates they apply to. key: what the tuned weights depend on beside data,
     model and tuning (seed, trainer). make_trainer: of a tuning, its steps, the row's name and its checkpoint.
-    log_again: gives loggers a curve that an earlier process recorded, whole or up to where it was killed.
+    log_again: gives loggers a curve that an earlier process recorded, whole or up to where it was killed. copies: the
+    copy tasks (`COPIES_FILE`) of each method that has any.
     """
 
     judge: Judge
@@ -84,6 +84,7 @@ class Calibrator:
     seed: int
     make_trainer: MakeTrainer
     log_again: LogAgain
+    copies: Mapping[str, Artifact] = field(default_factory=dict)
     key: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(self, candidate: Candidate) -> Iterator[tuple[Candidate, dict[str, Any]]]:
@@ -93,13 +94,15 @@ class Calibrator:
         """
         for name, method in self.methods.items() if candidate.name in self.on else ():
             if candidate.tables is not None or method.answers is None:
-                yield self._calibrated(candidate, name, method)
+                with named_in_full(name):
+                    found = self._calibrated(candidate, name, method)
+                yield found
 
     def _calibrated(self, candidate: Candidate, name: str, method: Calibration) -> tuple[Candidate, dict[str, Any]]:
         row = calibrated_name(candidate.name, name)
-        read, learnt_from, counts = self._conversations(method)
+        read, learnt_from, counts = self._conversations(name, method)
         inputs = {**self._made_from(candidate, method), "learnt from": learnt_from}
-        artifact = self._make(
+        artifact = self.judge.store.get_or_resume(
             "tuned", row, inputs, lambda out, bench: self._tune_into(out, bench, candidate, row, method.tuning, read)
         )
         key = {"before": candidate.key, "tuned": artifact.key}
@@ -113,27 +116,28 @@ class Calibrator:
         tuning = asdict(method.tuning)
         for unseen in ("log_every_steps", "checkpoint_every_steps"):
             del tuning[unseen]
-        # On held-out texts the end-of-turn token of a propagated model is repaired; no copy task holds any of them.
+        # On held-out texts the end-of-turn token of a propagated model is repaired.
         judged = {name: self.judge.key[name] for name in ("instruct", "held_out", "measured")}
         return {**judged, **self.key, "before": candidate.key, "tuning": tuning, "seed": self.seed}
 
     # What is learnt from
 
-    def _conversations(self, method: Calibration) -> tuple[Read, Any, dict[str, Any]]:
+    def _conversations(self, name: str, method: Calibration) -> tuple[Read, Any, dict[str, Any]]:
         """How to read them, what they are made from (for a key), and the counts of what was kept of the answers."""
-        made_from: dict[str, Any] = {"copies": method.copies and method.copies.fingerprint()}
+        copies = self.copies.get(name)
+        made_from: dict[str, Any] = {"copies": copies and copies.key}
+        said = {} if copies is None else {"copies": copies.facts}
+
+        def read_copies() -> Iterable[Conversation]:
+            return () if copies is None else ChatFiles([str(copies.path / COPIES_FILE)]).read()
+
         if method.answers is None:
             made_from["instructions"] = method.instructions.fingerprint()
-            return lambda dropped: chain(method.instructions.read(dropped), self._copies(method)), made_from, {}
+            return lambda dropped: chain(method.instructions.read(dropped), read_copies()), made_from, said
         kept, answers_key, counts = self._own_answers(method.instructions, method.answers)
-        made_from |= {"answers": answers_key, "filters": asdict(method.answers.filters)}
+        made_from["answers"] = answers_key
         own = [found.conversation for found in kept]
-        return lambda _: chain(own, self._copies(method)), made_from, {"answers": counts}
-
-    def _copies(self, method: Calibration) -> Iterable[Conversation]:
-        if method.copies is None:
-            return ()
-        return method.copies.read(exclude=fingerprints(chain.from_iterable(self.judge.held_out.values())))
+        return lambda _: chain(own, read_copies()), made_from, said | {"answers": counts}
 
     def _own_answers(
         self, instructions: ConversationSource, settings: SelfAnswers
@@ -143,25 +147,28 @@ class Calibrator:
             "instructions": instructions.fingerprint(),
             "questions": settings.questions,
             "max_new_tokens": settings.max_new_tokens,
-            "engine": "vllm" if settings.uses_vllm else "transformers",
+            "engine": "vllm" if settings.uses_vllm(self.judge.device) else "transformers",
             "device": self.judge.device.split(":")[0],  # near ties fall otherwise in another precision
         }
-        artifact = self._make(
+        artifact = self.judge.store.get_or_resume(
             "answers", "original", inputs, lambda out, bench: self._ask_into(out, bench, instructions, settings)
         )
         answers = read_answers(artifact.path / ANSWERS_FILE)
-        rating = settings.rating if settings.rates else None
-        rated = rating and self._rate(answers, artifact.key, rating)
-        threshold = rating.threshold if rating else 0
-        ratings = rated and json.loads((rated.path / RATINGS_FILE).read_text(encoding="utf-8"))
-        kept, reasons = keep(answers, settings.filters, ratings=ratings, threshold=threshold)
+        kept, reasons = keep(answers, settings.filters)
+        made_from: dict[str, Any] = {"answers": artifact.key, "filters": asdict(settings.filters)}
+        facts = artifact.facts
+        if kept and settings.rating is not None and settings.rates:
+            rated = self._rate(kept, made_from, settings.rating)
+            ratings = json.loads((rated.path / RATINGS_FILE).read_text(encoding="utf-8"))
+            kept, below = keep_rated(kept, ratings, threshold=settings.rating.threshold)
+            made_from |= {"rated": rated.key, "threshold": settings.rating.threshold}
+            reasons, facts = reasons | below, facts | rated.facts
         if not kept:
             raise ValueError(
                 f"calibration: none of {len(answers)} answers of the original model was kept ({reasons}). Loosen "
-                "answers.filters, or raise answers.max_new_tokens if they did not stop"
+                "answers.filters or lower answers.rating.threshold; raise answers.max_new_tokens if they did not stop"
             )
-        made_from = {"answers": artifact.key, "rated": rated and rated.key, "threshold": threshold}
-        return kept, made_from, {**artifact.facts, **reasons, **({} if rated is None else rated.facts)}
+        return kept, made_from, facts | reasons
 
     def _ask_into(
         self, out: Path, bench: Path, instructions: ConversationSource, settings: SelfAnswers
@@ -179,7 +186,7 @@ class Calibrator:
         started = time.monotonic()
         journal = Journal(bench / "journal")
         how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "journal": journal}
-        if settings.uses_vllm:
+        if settings.uses_vllm(self.judge.device):
             answers = vllm_answers(directory, tokenizer, questions, **how)
         else:
             answers = own_answers(self.judge.original(), tokenizer, questions, progress="original: own answers", **how)
@@ -187,9 +194,10 @@ class Calibrator:
         seconds = time.monotonic() - started
         return {"left out": dict(dropped), "asked": len(questions), "questions too long": too_long, "seconds": seconds}
 
-    def _rate(self, answers: Sequence[Answered], answers_key: str, rating: Rating) -> Artifact:
+    def _rate(self, answers: Sequence[Answered], made_from: Mapping[str, Any], rating: Rating) -> Artifact:
+        """Ratings of the answers that passed the filters, in their order."""
         directory = _rating_model(rating)
-        inputs = {"answers": answers_key, "judge": checkpoints.fingerprint(directory), "request": rating.request}
+        inputs = {**made_from, "judge": checkpoints.fingerprint(directory), "request": rating.request}
 
         def into(out: Path, bench: Path) -> dict[str, Any]:
             tokenizer = checkpoints.load_tokenizer(directory, key="answers.rating.model")
@@ -199,7 +207,7 @@ class Calibrator:
             (out / RATINGS_FILE).write_text(json.dumps(found), encoding="utf-8")
             return {"ratings": {str(value): found.count(value) for value in sorted({*found})}}
 
-        return self._make("ratings", "original", inputs, into)
+        return self.judge.store.get_or_resume("ratings", "original", inputs, into)
 
     # Tuning
 
@@ -231,6 +239,9 @@ class Calibrator:
             self.make_trainer(tuning, steps, row, checkpoint).fit(module, data, ckpt_path=checkpoint.path)
         write_adapter(out, module.tuned(), model, base=str(self.judge.instruct_dir))
         (out / HISTORY_FILE).write_text(json.dumps(module.history), encoding="utf-8")
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        if steps:
+            module.release()  # what comes next loads a model of its own
         return {
             "left out": dict(left_out),
             "conversations": counts.facts(),
@@ -238,24 +249,9 @@ class Calibrator:
             "block_size": block_size,
             "filled": blocks.filled,
             "steps": steps,
-            "blocks left out": len(blocks) - steps * tuning.batch_size // max(tuning.epochs, 1),
-            "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "trained_parameters": trained,
             "seconds": time.monotonic() - started,
         }
-
-    def _make(
-        self, kind: str, name: str, inputs: dict[str, Any], build: Callable[[Path, Path], dict[str, Any]]
-    ) -> Artifact:
-        """The artifact of these inputs; `build` gets where to write it and where work in progress is kept."""
-        bench = self.judge.store.root / "unfinished" / f"{kind}-{artifact_key(kind, inputs)[:12]}"
-
-        def into(out: Path) -> dict[str, Any]:
-            bench.mkdir(parents=True, exist_ok=True)
-            return build(out, bench)
-
-        artifact = self.judge.store.get_or_build(kind, name, inputs, into)
-        shutil.rmtree(bench, ignore_errors=True)
-        return artifact
 
 
 def _prefix(row: str) -> str:

@@ -40,6 +40,7 @@ from lep.propagation.end_of_turn import margins, restore_end_of_turn
 from lep.propagation.swap import swap
 from lep.results import BITS, Row, Score
 from lep.shards import Table
+from lep.training import EmbeddingTraining
 from lep.vocabulary import SubtokenOperator, read_vocabulary
 
 ORIGINAL, UNTRAINED = "original", "no training"
@@ -253,18 +254,22 @@ class Judge:
         )
 
     def export_adapter(self, candidate: Candidate, out_dir: Path, *, base_dir: Path) -> None:
-        """What a calibration changed as an adapter for the exported model that was calibrated, of the same padding."""
+        """What a calibration changed as an adapter for the model that was calibrated, which lies in `base_dir`.
+
+        Its tables are padded as those of an exported model are; the original's have the rows that they had.
+        """
         assert candidate.adapter is not None, "nothing was calibrated"
         model, tokenizer, _ = self.model_of(replace(candidate, adapter=None))
         adapter = read_adapter(candidate.adapter)
-        vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
-        padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
-        fitted = replace(
-            adapter,
-            input=None if adapter.input is None else padded.input,
-            output=None if adapter.output is None else padded.output,
-        )
-        write_adapter(out_dir, fitted, model, base=str(base_dir.resolve()))
+        if candidate.tables is not None:
+            vocabulary, tuned = read_vocabulary(tokenizer), adapter.tables(embeddings_of(model))
+            padded = pad_tables(tuned, len(vocabulary), self.pad_to, unused=vocabulary.unassigned).in_memory()
+            adapter = replace(
+                adapter,
+                input=None if adapter.input is None else padded.input,
+                output=None if adapter.output is None else padded.output,
+            )
+        write_adapter(out_dir, adapter, model, base=str(base_dir.resolve()))
 
 
 def audited(diagnostics: dict[str, Any], result: Embeddings[Table], adapted: Embeddings[Table]) -> dict[str, Any]:
@@ -347,7 +352,7 @@ def turn_end_states(
 class PropagateAndBenchmark(pl.Callback):
     """At the end of training, on rank zero and from memory: publish the tables, then hand them to `judge`.
 
-    Publishing comes first, so that a benchmark that fails costs no training.
+    Publishing comes first, so that a benchmark that fails costs no training; then what only training needed goes.
     """
 
     def __init__(
@@ -358,6 +363,8 @@ class PropagateAndBenchmark(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            adapted = pl_module.embeddings()  # type: ignore[operator]
-            self._publish(adapted, pl_module.history)  # type: ignore[arg-type]
+            assert isinstance(pl_module, EmbeddingTraining)
+            adapted = pl_module.embeddings()
+            self._publish(adapted, pl_module.history)
+            pl_module.release()
             self._judge(adapted)

@@ -1,11 +1,15 @@
 """What the propagated model speaks with: the adapted vocabulary and the instruct model's chat.
 
-In: fast tokenizers. Out: the result's tokenizer, what it takes from the instruct model, the id that ends a turn.
+In: fast tokenizers. Out: the result's tokenizer, what it takes from the instruct model, the id that ends a turn; the
+text of a chat.
 Assumed: the adapted tokenizer was made from the base's, and base and instruct agree on every ordinary token.
 """
 
 import copy
 import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -14,6 +18,25 @@ from transformers import PreTrainedTokenizerFast
 from lep.vocabulary import read_vocabulary, remap_post_processor, tokenizer_json
 
 ROLES = ("bos", "eos", "pad", "unk")
+# What day it is in a chat, for templates that write the date: what is asked today is learnt and scored tomorrow. It is
+# the day that the template of LLaMa 3.1 falls back on.
+TODAY = datetime(2024, 7, 26)
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], *, open_answer: bool = False
+) -> str:
+    """Messages in the tokenizer's chat format, the same every day; `open_answer` begins the assistant's turn after."""
+    # In the template's text: transformers hands no function to a template but its own clock.
+    template = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages],
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=open_answer,
+    )
+    return str(text)
 
 
 def check_siblings(base: PreTrainedTokenizerFast, instruct: PreTrainedTokenizerFast) -> None:
@@ -104,7 +127,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
         return None
     answer = "zqx"  # letters that no template writes by itself
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    text = chat_text(tokenizer, turns)
     specials = read_vocabulary(tokenizer).specials
     ids = tokenizer.encode(text[text.rindex(answer) + len(answer) :], add_special_tokens=False)
     return next((i for i in ids if i in specials), None)

@@ -6,8 +6,10 @@ Comes in: what `model.base` or `model.instruct` says. Goes out: a directory with
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -15,9 +17,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lep.embeddings import TABLES_FILE
 
@@ -33,6 +37,11 @@ HASHED_BYTES = 64 * 2**20
 
 def resolve(reference: str, revision: str | None, *, key: str, weights: bool = True) -> Path:
     """The directory that `reference` names; a hub repository is downloaded. ValueError names `key` and the remedy."""
+    return _directory(reference, key=key) or _download(reference, revision, key=key, weights=weights)
+
+
+def _directory(reference: str, *, key: str) -> Path | None:
+    """The model directory on this machine; None where the reference can only be a repository of the hub."""
     if reference.startswith(PACKAGE):
         package, _, inside = reference.removeprefix(PACKAGE).partition("/")
         path = Path(str(files(package).joinpath(inside)))
@@ -42,7 +51,37 @@ def resolve(reference: str, revision: str | None, *, key: str, weights: bool = T
         return path
     if path.exists() or reference.startswith((PACKAGE, ".", "/", "~")):
         raise ValueError(f"{key}={reference} is no model directory: {path}/config.json is missing")
-    return _download(reference, revision, key=key, weights=weights)
+    return None
+
+
+def find_config(reference: str, revision: str | None, *, key: str) -> tuple[PretrainedConfig, Path] | None:
+    """The config of a model (its text part), and where it lies, without any download: also from the hub's cache.
+
+    None where the model would have to be downloaded. ValueError where `reference` can be neither directory nor name.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    directory = _directory(reference, key=key)
+    if directory is None:
+        try:
+            cached = try_to_load_from_cache(reference, "config.json", revision=revision)
+        except HFValidationError as error:
+            raise ValueError(f"{key}={reference} is neither a directory here nor a name of the hub: {error}") from error
+        if not isinstance(cached, str):
+            return None
+        directory = Path(cached).parent
+    return AutoConfig.from_pretrained(directory).get_text_config(), directory
+
+
+def shape_config(shape: Mapping[str, Any]) -> PretrainedConfig:
+    """A config from the few fields of a config.json that give a model its size (`model.shape`)."""
+    fields = {str(name): value for name, value in shape.items()}
+    kind = fields.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"model.shape.model_type={kind} is no architecture of transformers. Give that of config.json")
+    # Ids beyond a small vocabulary would only be warned about.
+    return CONFIG_MAPPING[kind](**{"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, **fields})
 
 
 def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path:
@@ -56,13 +95,15 @@ def resolve_tokenizer(reference: str, revision: str | None, *, key: str) -> Path
 
 
 def resolve_adapted(reference: str) -> Path:
-    """The directory of trained tables and their tokenizer: one that a run published, or any model directory."""
+    """The directory of trained tables and their tokenizer: one that a run published, or any model `resolve` finds."""
     path = Path(reference).expanduser()
+    if not path.exists():
+        path = resolve(reference, None, key="adapted")
     tables = (path / TABLES_FILE).is_file() or (path / "config.json").is_file()
     if not tables or not (path / "tokenizer.json").is_file():
         raise ValueError(
             f"adapted={reference} needs tokenizer.json beside {TABLES_FILE} or a model. Give artifacts/adapted/NAME "
-            "of an earlier run, or a model directory"
+            "of an earlier run, or a model"
         )
     return path
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from lep import processes
 
 # What a `_target_` may start with. A guard against mistakes and borrowed configs, not a sandbox.
-ALLOWED_TARGETS = ("lep.", "pytorch_lightning.")
+ALLOWED_TARGETS = ("lep.", "pytorch_lightning.", "optuna.")
 
 STAGES = ("corpus", "tokenizer", "training", "propagation", "calibration", "benchmark")
 
@@ -75,6 +75,8 @@ def run_name(overrides: list[str]) -> str:
     parts = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
+        if key == "experiment" and "/" in value:  # one of the many in a folder, which share a study
+            parts.insert(0, value.rpartition("/")[2])
         if key.partition(".")[0].partition("/")[0] in UNNAMED:
             continue
         if not re.fullmatch(r"[\w.+-]+", value):
@@ -90,9 +92,9 @@ def run_name(overrides: list[str]) -> str:
 
 
 def choices(chosen: Mapping[str, Any]) -> dict[str, str]:
-    """The option of every config group, as the report names a run by it."""
+    """The option of every config group, as the report names a run by it, and the experiment if there is one."""
     groups = ("model", "corpus", "tokenizer", "init", "training", "trainer", "propagation", "calibration", "benchmark")
-    return {group: str(chosen[group]) for group in groups if group in chosen}
+    return {group: str(chosen[group]) for group in (*groups, "experiment") if chosen.get(group) is not None}
 
 
 def check(config: DictConfig) -> None:
@@ -130,13 +132,14 @@ def check(config: DictConfig) -> None:
         raise ValueError(f"during_training.every_steps={every} is below 1. Give a number of steps, or null")
     _check_sizes(config)
     _check_processes(config)
-    unknown_exports = [name for name in config.export if name not in config.propagation]
+    unknown_exports = [name for name in config.export if name not in ("original", *config.propagation)]
     if unknown_exports:
         raise ValueError(
             f"export={unknown_exports[0]} is not among the propagations of this run ({', '.join(config.propagation)}). "
             "Choose one of them, or add it: propagation=all"
         )
     _check_calibration(config)
+    _check_search(config)
     if config.export_pad_to < 1:
         raise ValueError(
             f"export_pad_to={config.export_pad_to} is no size. Give 1 for no padding, or a multiple such as 64"
@@ -215,10 +218,40 @@ def _check_calibration(config: DictConfig) -> None:
             f"calibration={','.join(idle)} with calibration.on={on} has nothing to do: its own answers teach the "
             "original nothing. Name a propagation in calibration.on, or use calibration=instruct"
         )
+    if "original" in config.export and ("original" not in on or all(n.answers is not None for n in named.values())):
+        raise ValueError(
+            "export=original writes what calibrations made of the instruct model, and none applies to it. Name "
+            "original in calibration.on with calibration=instruct or instruct_copy, or take it out of export"
+        )
     if named and importlib.util.find_spec("peft") is None:
         raise ValueError(
             f"calibration={','.join(named)} needs peft, which is not installed: pip install 'lep[calibration]'"
         )
+
+
+def _check_search(config: DictConfig) -> None:
+    """A search needs training that it can watch, keys to set, and Optuna."""
+    if config.search is None:
+        return
+    training = config.training
+    if config.adapted or "training" not in planned_stages(config) or config.trainer.get("strategy", "auto") != "auto":
+        raise ValueError(
+            "search watches the training of one process, and here is none: leave adapted and trainer.strategy as they "
+            "are, and give stages=[training] or later ones"
+        )
+    if training.validate_every_steps > training.steps:
+        raise ValueError(
+            f"training.validate_every_steps={training.validate_every_steps} leaves a search nothing to go by in "
+            f"training.steps={training.steps}. Set it to at most that; a tenth of it lets a trial end early"
+        )
+    for name, node in config.search.space.items():
+        if OmegaConf.select(config, node.key) is None:
+            raise ValueError(
+                f"search.space.{name}.key={node.key} is no value of this config. Give the full key of one, such as "
+                "training.learning_rate"
+            )
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError("search needs Optuna, which is not installed: pip install 'lep[search]'")
 
 
 def _check_sizes(config: DictConfig) -> None:

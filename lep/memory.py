@@ -1,33 +1,10 @@
-"""How much memory training and propagation take, from the size of a model alone, and what this process has taken."""
+"""How much memory propagation takes, from the size of a model alone, and what this process has taken."""
 
 import resource
 import sys
 from pathlib import Path
 
-TRAINED_BYTES = 16  # float32 value, gradient and the two moments of AdamW
-
-
-def training_bytes(
-    parameters: int,
-    *,
-    vocabulary: int,
-    hidden: int,
-    tied: bool,
-    new_vocabulary: int,
-    trained_rows: int,
-    body_bytes: int,
-) -> int:
-    """Bytes on the training device: frozen body, frozen rows, trained rows with their gradients and moments.
-
-    parameters: of the base model, its tables of `vocabulary` rows included. body_bytes: of a frozen weight, 2 in
-    bfloat16 and 4 in float32. Activations come on top: they grow with the tokens of a batch, not with the vocabulary.
-    """
-    tables = 1 if tied else 2
-    body = parameters - tables * vocabulary * hidden
-    frozen = tables * (new_vocabulary - trained_rows) * hidden
-    return (body + frozen) * body_bytes + tables * trained_rows * hidden * TRAINED_BYTES
-
-
+SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 PROCESS_BYTES = 600 * 2**20  # Python, torch and transformers, before any work
 GRAM_MATRICES = (
     9  # D x D in float64 at the height of a fit: two sums of seen and of unseen rows, factor, solution, room

@@ -6,16 +6,16 @@ a rich table, and one HTML file that needs no network. A section that the record
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader, Template
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from lep.charts import Chart, line_chart
 from lep.results import BITS, TOTAL, Result, Row, Score
 
 LANGUAGES = {"ru": "Russian", "en": "English"}
@@ -66,10 +66,6 @@ END_OF_TURN = {
     "wrongly_won_after": "wins inside answers, after",
     "relative_change": "change of its row",
 }
-# Of the drawing, in its own units; it is scaled to the page.
-CHART_WIDTH, CHART_HEIGHT = 640, 260
-SMALLEST_SPAN = 1e-290
-CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 
 
 def terminal_table(result: Result, *, width: int = 100) -> Group:
@@ -203,11 +199,8 @@ def write_report(result: Result, path: Path, *, configuration: str = "") -> None
 
 def render_report(result: Result, *, configuration: str = "") -> str:
     """The page as HTML. Everything from the record is escaped."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"change": change, "number": number, "percent": percent, "language": language_name}
-    source = files("lep").joinpath("report.html.jinja").read_text(encoding="utf-8")
     comparisons = result.comparisons
-    return environment.from_string(source).render(
+    return page_template("report.html.jinja").render(
         result=result,
         configuration=configuration,
         languages=languages(result),
@@ -245,6 +238,14 @@ def render_report(result: Result, *, configuration: str = "") -> str:
             "Environment": facts(result.environment),
         },
     )
+
+
+def page_template(name: str) -> Template:
+    """A template of the package, which escapes what it is given and may include the others."""
+    loader = FunctionLoader(lambda other: files("lep").joinpath(other).read_text(encoding="utf-8"))
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"change": change, "number": number, "percent": percent, "language": language_name}
+    return environment.get_template(name)
 
 
 def verdict(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -527,21 +528,6 @@ def _turn_ends(propagation: Mapping[str, Any]) -> dict[str, Any]:
     return {"lines": lines, "columns": END_OF_TURN}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A line chart ready to be drawn: places in drawing units, labels as text."""
-
-    title: str
-    lines: list[dict[str, str]]  # name, points, last
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    width: int = CHART_WIDTH
-    height: int = CHART_HEIGHT
-    left: int = CHART_LEFT
-    right: int = CHART_WIDTH - CHART_RIGHT
-    bottom: int = CHART_HEIGHT - CHART_BOTTOM
-
-
 def _charts(curve: Sequence[Mapping[str, float]]) -> list[Chart]:
     """From training["curve"]: rows {step, "train/loss"} and {step, "val/bits_per_byte/LANGUAGE"}."""
     loss = [(row["step"], row["train/loss"]) for row in curve if row.get("train/loss") is not None]
@@ -551,45 +537,8 @@ def _charts(curve: Sequence[Mapping[str, float]]) -> list[Chart]:
             if key.startswith("val/bits_per_byte/") and value is not None:
                 bits.setdefault(language_name(key.rpartition("/")[2]), []).append((row["step"], value))
     charts = [("Training loss (nats a token)", {"loss": loss}), ("Bits per byte on held-out text", bits)]
-    return [line_chart(title, lines) for title, lines in charts if any(len(points) > 1 for points in lines.values())]
-
-
-def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
-    """Scale the lines' (x, y) points into one drawing, with round ticks that span them."""
-    x_values = [x for points in lines.values() for x, _ in points]
-    y_values = [y for points in lines.values() for _, y in points]
-    x_ticks, y_ticks = _round_ticks(min(x_values), max(x_values), 6), _round_ticks(min(y_values), max(y_values), 4)
-    x_span, y_span = (min(x_values), max(x_values)), (min(y_ticks[0], min(y_values)), max(y_ticks[-1], max(y_values)))
-
-    def place(value: float, span: tuple[float, float], start: float, end: float) -> float:
-        share = (value - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 0.5
-        return round(start + share * (end - start), 1)
-
-    def x(value: float) -> float:
-        return place(value, x_span, CHART_LEFT, CHART_WIDTH - CHART_RIGHT)
-
-    def y(value: float) -> float:
-        return place(value, y_span, CHART_HEIGHT - CHART_BOTTOM, CHART_TOP)
-
-    drawn = [
-        {"name": name, "points": " ".join(f"{x(a)},{y(b)}" for a, b in points), "last": f"{points[-1][1]:.3f}"}
-        for name, points in lines.items()
-        if points
+    return [
+        line_chart(title, lines, x_label="training steps")
+        for title, lines in charts
+        if any(len(points) > 1 for points in lines.values())
     ]
-    return Chart(
-        title,
-        drawn,
-        [(x(tick), number(round(tick, 6))) for tick in x_ticks if x_span[0] <= tick <= x_span[1]],
-        [(y(tick), f"{tick:g}") for tick in y_ticks],
-    )
-
-
-def _round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from at most `low` to at least `high`, about `count` of them."""
-    span = high - low or abs(high)
-    if span < SMALLEST_SPAN:  # nothing to divide: ticks of a drawing are not that fine
-        span = 1.0
-    power = 10 ** math.floor(math.log10(span / count))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / count)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,26 +15,39 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
 from transformers.utils import logging as transformers_logging
 
-from lep import checkpoints, processes, stages, terminal
+from lep import checkpoints, plan_app, processes, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
-from lep.loggers import close, log_result, make_loggers
+from lep.loggers import log_config, log_result, open_loggers
 from lep.report import write_report
 from lep.results import Result, read_result, write_result
 from lep.shards import Table
+from lep.sweep import forget_error, leave_error
+from lep.training import EndTraining, ReportHeldOut
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
 
 
-def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
+def adapt(
+    config: DictConfig,
+    run_dir: Path,
+    loggers: list[Logger],
+    *,
+    chosen: dict[str, str],
+    watch: Sequence[Callback] = (),
+) -> Result:
     """Corpus, tokenizer, T, initialisation, training, propagation, calibration, benchmark: one run of the method.
 
     What was made before, by this run or another, comes from the store. Later stages than `config.stages` are left out.
+    watch: what else is called back in training.
     """
     torch.manual_seed(config.seed)
     asked, seconds, judged = planned_stages(config), dict[str, float](), list[stages.Judged]()
@@ -40,17 +55,17 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     history: list[dict[str, float]] = []
     plan = stages.make_plan(config)
     terminal.show_plan(plan, run_dir)
-    loggers = make_loggers(config, run_dir) if processes.is_leader() else []
+    log_config(loggers, config, chosen=chosen)
 
     def conclude() -> Result:
         result = stages.collect(plan, run_dir, chosen, judged, history, corpus, vocabularies, seconds)
-        log_result(loggers, result, plan)
-        close(loggers)
+        log_result(loggers, result, plan, run_dir)
         return result
 
     with timed(seconds, "corpus"):
         corpus = stages.make_corpus(plan)
         held_out = PreparedCorpus(corpus.path).all_held_out(config.measured_characters)
+        copies = stages.make_copies(plan, corpus)
     if "tokenizer" not in asked:
         return conclude()
 
@@ -73,7 +88,7 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
         if "propagation" in asked:
             with timed(seconds, "propagation and benchmark"):
                 judge = stages.make_judge(plan, base, operator, tokenizer, held_out)
-                calibrator = stages.make_calibrator(judge, plan, loggers)
+                calibrator = stages.make_calibrator(judge, plan, loggers, copies)
                 judged.extend(
                     stages.judge_all(judge, plan, run_dir, initial=initial, adapted=adapted, calibrator=calibrator)
                 )
@@ -83,8 +98,8 @@ def adapt(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Resul
     else:
         with timed(seconds, "training"):
             blocks = stages.make_packed(plan, corpus, tokenizer_dir)
-            start = stages.Adaptation(stages.compute_rows(initial), tokenizer, blocks, held_out)
-            history = stages.train(plan, run_dir, start, loggers, evaluate)
+            start = stages.Adaptation(initial, tokenizer, blocks, held_out)
+            history = stages.train(plan, run_dir, start, loggers, evaluate, watch=watch)
     return conclude()
 
 
@@ -97,19 +112,44 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.monotonic() - started - inside
 
 
-def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Result:
-    """One job: a run that is done returns at once, one that was killed goes on, a new one starts."""
+def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> None:
+    """One job, which may be a trial of a search."""
     check(config)
+    if not processes.is_leader() and (config.adapted or "training" not in planned_stages(config)):
+        raise processes.LeaderGoesOn
+    if config.search is None:
+        make_result(config, run_dir, chosen=chosen)
+    else:
+        run_trial(config, run_dir, chosen=chosen)
+
+
+def run_trial(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> None:
+    """One job with what a search says it should try. It may be ended early; then it leaves no result."""
+    from lep.search import take_trial  # Optuna is an extra
+
+    measure, trial = config.search.measure, take_trial(config, run_dir)
+    try:
+        trial.check_not_ended()
+        result = make_result(config, run_dir, chosen=chosen, watch=[ReportHeldOut(measure, trial.report)])
+    except EndTraining as ended:
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        terminal.say(f"ended     {run_dir}: {ended}")
+    else:
+        bits = [row[measure] for row in result.training["curve"] if measure in row]
+        terminal.say(f"search    {trial.finish(bits[-1])}")
+
+
+def make_result(config: DictConfig, run_dir: Path, *, chosen: dict[str, str], watch: Sequence[Callback] = ()) -> Result:
+    """A run that is done returns at once, one that was killed goes on, a new one starts."""
     if processes.is_leader():
         write_once(run_dir / "config.yaml", config)
-    elif config.adapted or "training" not in planned_stages(config):
-        raise processes.LeaderGoesOn
     record = run_dir / "result.json"
     if record.exists():
         result = read_result(record)
         terminal.say(f"{run_dir} is done already; delete it to run again.")
     else:
-        result = adapt(config, run_dir, chosen=chosen)
+        with open_loggers(config, run_dir, chosen=chosen) as loggers:
+            result = adapt(config, run_dir, loggers, chosen=chosen, watch=watch)
         write_report(result, run_dir / "report.html", configuration=(run_dir / "config.yaml").read_text())
         write_result(record, result)
     terminal.show_result(result, run_dir, config)
@@ -122,25 +162,40 @@ def compose_and_run(config: DictConfig) -> None:
     as_task(run_job, config)
 
 
-def as_task(job: Callable[..., Result], config: DictConfig) -> None:
-    """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace."""
+def as_task(job: Callable[..., object], config: DictConfig) -> None:
+    """Do a job in the folder that Hydra chose for it. A user's mistake ends it with its message, and no trace.
+
+    In a sweep any error ends the job alone.
+    """
     # Here, since a launcher may start this in a process of its own.
     processes.join()
     terminal.speak_for_all()
     quieten()
     hydra_config = HydraConfig.get()
+    run_dir, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
+    if processes.is_leader():
+        forget_error(run_dir)
     try:
-        job(config, Path(hydra_config.runtime.output_dir), chosen=choices(hydra_config.runtime.choices))
+        job(config, run_dir, chosen=choices(hydra_config.runtime.choices))
     except processes.LeaderGoesOn:
         return
-    except ValueError as error:
+    except Exception as error:
+        mistake = isinstance(error, ValueError)
+        if not (mistake or sweeping):
+            raise
         # The message says what to do, the trace is in the log.
-        logging.getLogger(__name__).exception("refused")
-        raise SystemExit(terminal.complain(str(error))) from error
+        logging.getLogger(__name__).exception("refused" if mistake else "failed")
+        message = str(error) if mistake else f"{type(error).__name__}: {error}"
+        status = terminal.complain(message)
+        if not sweeping:
+            raise SystemExit(status) from error
+        leave_error(run_dir, message)
 
 
 def main() -> None:
-    """The console script `lep`."""
+    """The console script `lep`; `lep plan` says what a run would cost and runs nothing."""
+    if sys.argv[1:2] == ["plan"]:
+        raise SystemExit(plan_app.main(sys.argv[2:], version_base=HYDRA_VERSION_BASE))
     compose_and_run()
 
 
@@ -155,6 +210,8 @@ def quieten() -> None:
         "Found .* module\\(s\\) in eval mode",  # the frozen body, on purpose
         "The .*dataloader.* does not have many workers",  # blocks come from a memory map
         "The number of training batches .* is smaller than the logging interval",  # the last step is always logged
+        "MLFlow only allows",  # it leaves other characters out of the names of metrics
+        "The ``noload`` loader strategy",  # MLflow 3.17 with SQLAlchemy 2.1
     ):
         warnings.filterwarnings("ignore", message=known)
 

@@ -34,12 +34,11 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # numpy has no bfloat16: rows travel as words of their width
-# Rows between two returns of memory. Around a scattered row the kernel may map as much as 2 MiB that it holds together.
-ROWS_IN_ORDER, ROWS_SCATTERED = 1024, 32
-BLOCK_ROWS = 4096  # of a table that is written: 4,096 x 4,096 float32 is 64 MiB
-SCANNED_ROWS = (
-    1024  # of a table that is only looked at: 16 MiB in float32, which the allocator hands out again and again
+# Memory is given back each time when so many stretches of a file were touched: around a row the kernel may map as much
+# as 2 MiB that it holds together.
+STRETCH_BYTES, STRETCHES = 2 * 2**20, 32
+BLOCK_ROWS = (
+    1024  # 1,024 x 4,096 float32 is 16 MiB, which the allocator hands out again and again; 64 MiB are new pages
 )
 COPY_BYTES = 16 * 2**20
 
@@ -91,8 +90,8 @@ def row_norms(table: Table, *, rows: int | None = None) -> Tensor:
 def _scan_norms(table: Table, rows: int) -> Tensor:
     dtype = torch.promote_types(table.dtype, torch.float32)
     norms = [
-        table[start : min(start + SCANNED_ROWS, rows)].detach().to("cpu", dtype).norm(dim=1).double()
-        for start in range(0, rows, SCANNED_ROWS)
+        table[start : min(start + BLOCK_ROWS, rows)].detach().to("cpu", dtype).norm(dim=1).double()
+        for start in range(0, rows, BLOCK_ROWS)
     ]
     return torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
 
@@ -165,29 +164,29 @@ class StoredTable:
             )
         self.path, self.name = path, name
         self.dtype, self.shape = DTYPES[entry.dtype], torch.Size(entry.shape)
-        word = np.dtype(WORDS[self.dtype.itemsize]).newbyteorder("<")
-        aligned = entry.start - entry.start % mmap.ALLOCATIONGRANULARITY
         if not entry.nbytes:
-            self._map, self._rows = None, np.empty(entry.shape, dtype=word)
+            self._map, self._rows = None, torch.empty(entry.shape, dtype=self.dtype)
             return
-        with path.open("rb") as file:
-            self._map = mmap.mmap(
-                file.fileno(), entry.start + entry.nbytes - aligned, access=mmap.ACCESS_READ, offset=aligned
-            )
-        flat = np.frombuffer(self._map, dtype=word, count=entry.nbytes // word.itemsize, offset=entry.start - aligned)
-        self._rows = flat.reshape(entry.shape)
+        aligned = entry.start - entry.start % mmap.ALLOCATIONGRANULARITY
+        length = entry.start + entry.nbytes - aligned
+        with path.open("rb") as file:  # torch takes memory only that could be written to; nobody does
+            self._map = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=aligned)
+        flat = torch.frombuffer(self._map, dtype=self.dtype, count=math.prod(entry.shape), offset=entry.start - aligned)
+        self._rows = flat.view(entry.shape)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(self.shape[0])
-            chosen, touched = np.arange(start, stop, step), ROWS_IN_ORDER
+            chosen = np.arange(*rows.indices(self.shape[0]))
         else:
-            chosen, touched = rows.cpu().numpy(), ROWS_SCATTERED
-        words = np.empty((len(chosen), self.shape[1]), dtype=self._rows.dtype)
-        for start in range(0, len(chosen), touched):
-            words[start : start + touched] = self._rows[chosen[start : start + touched]]
+            chosen = rows.cpu().numpy()
+        stretches = chosen * (self.shape[1] * self.dtype.itemsize) // STRETCH_BYTES
+        turns = np.cumsum(np.diff(stretches, prepend=stretches[:1]) != 0) // STRETCHES
+        result, start = torch.empty(len(chosen), self.shape[1], dtype=self.dtype), 0
+        for some in np.split(chosen, np.flatnonzero(np.diff(turns)) + 1):
+            torch.index_select(self._rows, 0, torch.from_numpy(some), out=result[start : start + len(some)])
             self._give_back()
-        return torch.from_numpy(words).view(self.dtype)
+            start += len(some)
+        return result
 
     @cached_property
     def row_norms(self) -> Tensor:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.asking import Ranks, run_suite
 from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
-from lep.calibration.method import Calibration
+from lep.calibration.copying import Fingerprints, write_fingerprints
+from lep.calibration.method import Calibration, CopySource, named_in_full
 from lep.calibration.tuning import Tuning
-from lep.calibrator import Calibrator, find_inputs
+from lep.calibrator import COPIES_FILE, Calibrator, find_inputs
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import (
@@ -45,7 +48,7 @@ from lep.config import (
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
-from lep.memory import peak_memory_bytes, propagation_bytes
+from lep.memory import SMALL_MODEL_BYTES, peak_memory_bytes, propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import Result, environment
@@ -67,8 +70,8 @@ HeldOutTexts = Mapping[str, list[str]]
 
 # Characters of a window when bits per byte are measured: fits the 256 positions of the tiny pair in any vocabulary.
 BITS_CONTEXT = 240
-SMALL_MODEL_BYTES = 2 * 2**30  # of weights: a model that any machine loads in seconds
 OPERATOR_FILE = "operator.safetensors"
+SEEN_FILE = "fingerprints.npy"
 HISTORY_FILE = "history.json"
 TRAIN, TRAINED = "train", "trained"  # what the leader tells the other processes of the tables
 
@@ -187,10 +190,12 @@ def make_plan(config: DictConfig) -> Plan:
     )
     stages = {stage.kind: stage for stage in (corpus, tokenizer, operator, vocabularies, packed, adapted)}
     instruct = checkpoints.fingerprint(instruct_dir) if instruct_dir else None
-    calibrated = {name: build(node) for name, node in calibrations(config).items()}
-    if instruct_dir:
-        for method in calibrated.values():
-            find_inputs(method, instruct_dir)
+    calibrated = dict[str, Calibration]()
+    for name, node in calibrations(config).items():
+        with named_in_full(name):
+            calibrated[name] = build(node)
+            if instruct_dir:
+                find_inputs(calibrated[name], instruct_dir)
     suites = {str(name): build(node) for name, node in config.benchmark.items()} if "benchmark" in planned else {}
     # Records and prompts that are missing or broken are told now; others are other scores.
     asked = {name: suite.fingerprint() if hasattr(suite, "fingerprint") else None for name, suite in suites.items()}
@@ -223,6 +228,47 @@ def make_corpus(plan: Plan) -> Artifact:
             build(config.source), out, filters=build(config.filters), held_out=build(config.held_out), seed=0
         ),
     )
+
+
+def make_copies(plan: Plan, corpus: Artifact) -> dict[str, Artifact]:
+    """The copy tasks of each calibration that has any; nothing in them was judged or trained on.
+
+    What tables that are given were trained on nobody knows, and the facts say so. ValueError where the texts hold too
+    few others: that is told now, not after training.
+    """
+    found = {name: method.copies for name, method in plan.calibrations.items() if method.copies is not None}
+    if not found:
+        return {}
+    prepared, known = PreparedCorpus(corpus.path), plan.config.adapted is None
+    seen = plan.store.get_or_build(
+        "seen",
+        plan.config.corpus.name,
+        {"corpus": corpus.key, "trained on": known},
+        lambda out: {"fingerprints": write_fingerprints(out / SEEN_FILE, seen_texts(prepared, trained=known))},
+    )
+    apart_from = "held-out texts and those of the embedding training"
+    if not known:
+        apart_from = "held-out texts alone: the tables were given, and what they were trained on is not known"
+
+    def into(out: Path, copies: CopySource) -> dict[str, Any]:
+        tasks = [{"messages": task.messages()} for task in copies.read(exclude=Fingerprints(seen.path / SEEN_FILE))]
+        lines = (json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+        (out / COPIES_FILE).write_text("".join(lines), encoding="utf-8")
+        return {"count": len(tasks), "apart from": apart_from}
+
+    return {
+        name: plan.store.get_or_build(
+            "copies", name, {"copies": copies.fingerprint(), "seen": seen.key}, partial(into, copies=copies)
+        )
+        for name, copies in found.items()
+    }
+
+
+def seen_texts(prepared: PreparedCorpus, *, trained: bool) -> Iterator[str]:
+    """Every text of a corpus that models are judged on and, where it was, trained on."""
+    yield from chain.from_iterable(prepared.all_held_out().values())
+    if trained:
+        yield from prepared.train_texts()
 
 
 def make_tokenizer(plan: Plan, corpus: Artifact) -> Artifact:
@@ -317,16 +363,25 @@ def compute_rows(tables: Embeddings[Table]) -> Embeddings:
 class Adaptation:
     """What training starts from: the new tables as initialised, their tokenizer, packed text, held-out texts."""
 
-    initial: Embeddings
+    initial: Embeddings[Table]
     tokenizer: PreTrainedTokenizerFast
     blocks: PackedBlocks
     held_out: HeldOutTexts
 
 
 def train(
-    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], evaluate: Callable[[Embeddings], None]
+    plan: Plan,
+    run_dir: Path,
+    start: Adaptation,
+    loggers: list[Logger],
+    evaluate: Callable[[Embeddings], None],
+    *,
+    watch: Sequence[Callback] = (),
 ) -> list[dict[str, float]]:
-    """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve."""
+    """Train the tables, or take them from the store; `evaluate` gets them at the end. Gives the training curve.
+
+    watch: what else is called back while they train.
+    """
     if not processes.is_leader():
         # The leader holds the store's lock and judges; the others only train beside it.
         if processes.word_of_leader() == TRAIN:
@@ -348,7 +403,7 @@ def train(
             start.tokenizer.save_pretrained(slot.staging)
             slot.publish(steps=plan.config.training.steps)
 
-        history = fit_tables(plan, run_dir, start, loggers, [PropagateAndBenchmark(publish, evaluate)])
+        history = fit_tables(plan, run_dir, start, loggers, [*watch, PropagateAndBenchmark(publish, evaluate)])
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         return history
 
@@ -425,7 +480,7 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
     torch.manual_seed(plan.config.seed)
     module = EmbeddingTraining(
         checkpoints.load_model(plan.base_dir),
-        start.initial,
+        compute_rows(start.initial),
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
@@ -524,7 +579,7 @@ def make_judge(
     )
 
 
-def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrator:
+def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger], copies: Mapping[str, Artifact]) -> Calibrator:
     """What tunes the judge's models after propagation. This process tunes alone, on one device."""
     config = plan.config
 
@@ -549,6 +604,7 @@ def make_calibrator(judge: Judge, plan: Plan, loggers: list[Logger]) -> Calibrat
         seed=config.seed,
         make_trainer=make_trainer,
         log_again=lambda curve, whole: log_again(loggers, curve, whole=whole),
+        copies=copies,
         key={"accelerator": config.trainer.accelerator, "precision": config.trainer.precision},
     )
 
@@ -573,12 +629,14 @@ def judge_all(
     started_from = {**made_from, "init": plain(config.init), "seed": config.seed}
     tables = {"directory": plan.adapted_fingerprint} if config.adapted else {"adapted": plan.stages["adapted"].key}
     streamed = from_files(plan)
+    export_dirs = {name: run_dir / "models" / str(name) for name in config.export}
     if not streamed:
-        yield from judge_and_calibrate(judge, calibrator, Candidate(ORIGINAL, None, None, {}))
+        original = Candidate(ORIGINAL, None, None, {})
+        yield from judge_and_calibrate(judge, calibrator, original, export_dir=export_dirs.get(ORIGINAL))
     if not streamed and not config.adapted:
         yield judge.judge(Candidate(UNTRAINED, initial, swap, started_from))
     for name, node in config.propagation.items():
-        export_dir = run_dir / "models" / str(name) if name in config.export else None
+        export_dir = export_dirs.get(name)
         candidate = Candidate(str(name), adapted, build(node), {**made_from, **tables, "rule": plain(node)})
         if not streamed:
             yield from judge_and_calibrate(judge, calibrator, candidate, export_dir=export_dir)
@@ -589,13 +647,17 @@ def judge_all(
 def judge_and_calibrate(
     judge: Judge, calibrator: Calibrator, candidate: Candidate, *, export_dir: Path | None = None
 ) -> Iterator[Judged]:
-    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone."""
-    yield judge.judge(candidate, export_dir=export_dir)
+    """A model, and what calibrations make of it. Exports hold the calibrated model merged, and its adapter alone.
+
+    The original is not written again: it lies where it was, and the adapters of its calibrations are for that.
+    """
+    base_dir = judge.instruct_dir if candidate.tables is None else export_dir
+    yield judge.judge(candidate, export_dir=None if candidate.tables is None else export_dir)
     for calibrated, said in calibrator.calibrated(candidate):
         out_dir = export_dir and export_dir.with_name(calibrated.name.replace(" ", ""))
         judged = judge.judge(calibrated, export_dir=out_dir)
-        if export_dir and out_dir:
-            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=export_dir)
+        if out_dir and base_dir:
+            judge.export_adapter(calibrated, out_dir.with_name(f"{out_dir.name}-adapter"), base_dir=base_dir)
         yield replace(judged, calibration=said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -35,6 +36,16 @@ def complain(message: str) -> int:
     return 2
 
 
+def name_failures(errors: Mapping[Path, str]) -> int:
+    """Show which runs of a sweep failed, by their folders, and why; gives the exit status."""
+    lines = "".join(
+        f"\n  {folder.name}: {message.strip()}\n    log: {folder}/run.log" for folder, message in errors.items()
+    )
+    count = "1 run" if len(errors) == 1 else f"{len(errors)} runs"
+    complain(f"{count} failed. The same command does what failed again; what is done stays.{lines}")
+    return 1
+
+
 def show_plan(plan: Plan, run_dir: Path) -> None:
     """The stages with their sizes, and which of them the store already has."""
     config = plan.config
@@ -63,7 +74,7 @@ def _sizes(config: DictConfig) -> dict[str, str]:
             if config.adapted
             else f"{training.steps:,} steps of {per_step:,} tokens, {trained_rows(config)} rows"
         ),
-        "propagation": ", ".join(map(str, config.propagation)),
+        "propagation": ", ".join(map(str, config.propagation)) or "none",
         "calibration": f"{', '.join(named)} of {', '.join(config.calibration.on)}"
         if (named := calibrations(config))
         else "none",
@@ -98,16 +109,17 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     kept = [name for name in ("config.yaml", "metrics.csv", "answers", "result.json") if (run_dir / name).exists()]
     say(f"saved     {run_dir}/  ({', '.join(kept)})")
     say(f"page      {run_dir / 'report.html'}")
-    say(f"next      {_next_command(config)}")
+    say(f"next      {_next_command(config, run_dir)}")
 
 
-def _next_command(config: DictConfig) -> str:
+def _next_command(config: DictConfig, run_dir: Path) -> str:
     if planned_stages(config)[-1] == "corpus":
         return "the same command with stages=[tokenizer]: what a new vocabulary does to this text"
     if "benchmark" not in planned_stages(config):
         return "lep  (without stages=...: train, propagate, benchmark)"
     if config.model.name == "tiny" and not config.export:
         return "lep -m tokenizer=bpe,unigram,extension,optimization"
-    if not config.export:
+    exported = sorted(path.parent.name for path in (run_dir / "models").glob("[!.]*/config.json"))
+    if not exported:
         return "the same command with export=[conversion] writes a model directory to chat with"
-    return f"chat with it: the commands are in {config.export[0]}/README.md beside its weights"
+    return f"chat with it: the commands are in {exported[0]}/README.md beside its weights"

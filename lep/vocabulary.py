@@ -11,10 +11,11 @@ halves of a letter, newlines, leading spaces and runs of spaces stay apart.
 import copy
 import json
 import re
-from collections.abc import Callable, Container, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, pairwise
+from functools import cache, cached_property
+from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from scipy.sparse import csr_array
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 from transformers import PreTrainedTokenizerFast
 
 from lep.shards import ComputedTable, Table, take
@@ -32,6 +34,7 @@ from lep.shards import ComputedTable, Table, take
 Alphabet = Literal["byte_level", "metaspace"]
 MARK = "\u2581"  # the metaspace, SentencePiece's visible space
 ROLES = ("unk", "pad", "eos", "bos")  # in the order in which they stand in for an id that stands for nothing
+TEXTS_AT_ONCE = 512  # lists of ids held at once: fewer than make the garbage collector look through everything
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -46,10 +49,10 @@ def _byte_glyphs() -> str:
 GLYPHS = _byte_glyphs()
 _TO_GLYPHS = {byte: glyph for byte, glyph in enumerate(GLYPHS)}
 _FROM_GLYPHS = {ord(glyph): byte for byte, glyph in enumerate(GLYPHS)}
-_GLYPH_SET = frozenset(GLYPHS)
-_NO_GLYPH = 256
-_BYTE_OF_CODE = np.full(max(_FROM_GLYPHS) + 2, _NO_GLYPH, dtype=np.uint16)  # the last place is for all higher codes
-_BYTE_OF_CODE[[*_FROM_GLYPHS]] = [*_FROM_GLYPHS.values()]
+_FOREIGN = re.compile(f"[^{re.escape(GLYPHS)}]")
+_CODES = np.array([ord(glyph) for glyph in GLYPHS], dtype="<u2")
+_BYTE_OF_CODE = np.zeros(max(_FROM_GLYPHS) + 1, dtype=np.uint8)
+_BYTE_OF_CODE[_CODES] = np.arange(256)
 
 
 def to_glyphs(data: bytes) -> str:
@@ -59,59 +62,96 @@ def to_glyphs(data: bytes) -> str:
 
 def from_glyphs(piece: str) -> bytes:
     """Bytes of a byte-level piece; a piece with a foreign character stands for its own text, as the decoder has it."""
-    if not _GLYPH_SET.issuperset(piece):
+    if _FOREIGN.search(piece):
         return piece.encode()
     return piece.translate(_FROM_GLYPHS).encode("latin-1")
 
 
-def _all_from_glyphs(pieces: list[str]) -> list[bytes]:
-    """`from_glyphs` of every piece, all letters looked up at once."""
-    codes = np.frombuffer("".join(pieces).encode("utf-32-le"), dtype="<u4")
-    found = _BYTE_OF_CODE[np.minimum(codes, len(_BYTE_OF_CODE) - 1)]
-    ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)))
-    data, bounds = found.astype(np.uint8).tobytes(), [0, *ends.tolist()]
-    tokens = [data[start:end] for start, end in pairwise(bounds)]
-    for i in np.unique(np.searchsorted(ends, np.flatnonzero(found == _NO_GLYPH), side="right")):
-        tokens[i] = from_glyphs(pieces[i])
-    return tokens
+def _all_to_glyphs(tokens: Sequence[bytes]) -> list[str]:
+    """`to_glyphs` of every token, all bytes looked up at once."""
+    glyphs = _CODES[np.frombuffer(b"".join(tokens), dtype=np.uint8)].tobytes().decode("utf-16-le")
+    return [glyphs[start:end] for start, end in pairwise(accumulate(map(len, tokens), initial=0))]
+
+
+def _all_from_glyphs(spellings: Sequence[str]) -> list[bytes]:
+    """`from_glyphs` of every spelling, none of which has a foreign character; all glyphs looked up at once."""
+    data = _BYTE_OF_CODE[np.frombuffer("".join(spellings).encode("utf-16-le"), dtype="<u2")].tobytes()
+    return [data[start:end] for start, end in pairwise(accumulate(map(len, spellings), initial=0))]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What each id stands for. `tokens[id]` is None for special and for unassigned ids; all tuples have length U."""
+    """What each id stands for: a special token, text or a part of a letter, or nothing. All tuples have length U."""
 
-    tokens: tuple[bytes | None, ...]
+    pieces: tuple[str | None, ...]  # as the tokenizer spells them; None where no token has the id
     specials: dict[int, str]
     roles: dict[str, int]
-    pieces: tuple[str | None, ...]  # as the tokenizer spells them; None where no token has the id
     byte_ids: frozenset[int]  # `<0x0A>`-like pieces, which only fall in where no literal piece fits
     alphabet: Alphabet
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.pieces)
+
+    @cached_property
+    def tokens(self) -> tuple[bytes | None, ...]:
+        """The bytes that each id stands for; None for special and for unassigned ids."""
+        if self.alphabet == "byte_level":
+            found = _all_from_glyphs([spelling or "" for spelling in self.spellings])
+            return tuple(token or None for token in found)
+        tokens = [piece.replace(MARK, " ").encode() if piece else None for piece in self.pieces]
+        for i in self.byte_ids:
+            tokens[i] = bytes([int((self.pieces[i] or "")[3:5], 16)])
+        for i in self.specials:
+            tokens[i] = None
+        return tuple(tokens)
+
+    @cached_property
+    def spellings(self) -> tuple[str | None, ...]:
+        """`tokens` in byte glyphs: vocabularies are compared in them, as most byte-level pieces are that already."""
+        if self.alphabet == "metaspace":
+            found = _all_to_glyphs([token or b"" for token in self.tokens])
+            return tuple(spelling or None for spelling in found)
+        spellings = [piece or None for piece in self.pieces]
+        for i in self.specials:
+            spellings[i] = None
+        if _FOREIGN.search("".join(filter(None, spellings))):
+            return tuple(spelling and to_glyphs(from_glyphs(spelling)) for spelling in spellings)
+        return tuple(spellings)
 
     @cached_property
     def unassigned(self) -> frozenset[int]:
         """Ids that no text and no special token gives (holes, empty pieces)."""
-        return frozenset(i for i, token in enumerate(self.tokens) if token is None and i not in self.specials)
+        return frozenset(i for i, piece in enumerate(self.pieces) if not piece and i not in self.specials)
 
     @cached_property
     def ids_of_pieces(self) -> dict[str, int]:
         return {piece: i for i, piece in enumerate(self.pieces) if piece is not None}
 
     @cached_property
+    def ids_of_spellings(self) -> dict[str, int]:
+        """Id of each spelling; where a literal piece and a byte piece stand for the same, the literal one."""
+        found = dict(zip(self.spellings, range(len(self)), strict=True))
+        if self.byte_ids:
+            found |= {spelling: i for i, spelling in enumerate(self.spellings) if i not in self.byte_ids}
+        found.pop(None, None)
+        return found  # type: ignore[return-value]
+
+    @property
+    def has_homographs(self) -> bool:
+        """Whether several tokens stand for the same bytes."""
+        return len(self.ids_of_spellings) < len(self) - len(self.specials) - len(self.unassigned)
+
+    @cached_property
     def ids_of_bytes(self) -> dict[bytes, int]:
-        """Id of each byte string; where a literal piece and a byte piece stand for the same, the literal one."""
-        found = {self.tokens[i]: i for i in self.byte_ids}
-        literal = {t: i for i, t in enumerate(self.tokens) if t is not None and i not in self.byte_ids}
-        return {token: i for token, i in (found | literal).items() if token is not None}
+        """`ids_of_spellings` by bytes."""
+        return {self.tokens[i]: i for i in self.ids_of_spellings.values()}  # type: ignore[misc]
 
     @cached_property
     def ids_of_single_bytes(self) -> dict[bytes, int]:
         """Ids of the tokens that spell one raw byte: `<0x0A>` pieces, or the byte-level glyphs."""
         if self.alphabet == "metaspace":
             return {self.tokens[i]: i for i in self.byte_ids}  # type: ignore[misc]
-        return {token: i for token, i in self.ids_of_bytes.items() if len(token) == 1}
+        return {from_glyphs(spelling): i for spelling, i in self.ids_of_spellings.items() if len(spelling) == 1}
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -186,57 +226,46 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     Length is the highest id + 1. An added token is special when it is flagged so, or when the model can never produce
     it from text (`<think>`); its row is then a role's, not a word's.
     """
-    spec, added = _without_merges(tokenizer), tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    alphabet, model = alphabet_of(spec), spec["model"]
-    ids = model_ids(model)
-    asked = any(not token.special and token.content in ids for token in added.values())
+    alphabet, added = alphabet_of(_steps_json(tokenizer)), tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    pieces, unk, byte_fallback = _read_model(tokenizer)
+    model = tokenizer.backend_tokenizer.model
+    asked = any(not token.special and model.token_to_id(token.content) is not None for token in added.values())
     producible = _producible(tokenizer_json(tokenizer)["model"]) if asked else set()
     specials = {i: token.content for i, token in added.items() if token.special or token.content not in producible}
-    size = 1 + max([*ids.values(), *added])
-    pieces: list[str | None] = [None] * size
-    for piece, i in ids.items():
-        pieces[i] = piece
+    has_byte_pieces = alphabet == "metaspace" and byte_fallback
+    raw = [i for i, piece in enumerate(pieces) if piece and BYTE_PIECE.fullmatch(piece)] if has_byte_pieces else []
+    pieces += [None] * (max(added, default=-1) + 1 - len(pieces))
     for i, token in added.items():
         pieces[i] = token.content
-    unk = model["unk_id"] if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
     if unk is not None:  # the model's own unknown piece stands for no text, flagged or not
         specials.setdefault(unk, pieces[unk] or "")
-    has_byte_pieces = alphabet == "metaspace" and model.get("byte_fallback", False)
-    byte_ids = frozenset(i for p, i in ids.items() if has_byte_pieces and BYTE_PIECE.fullmatch(p) and i not in specials)
+    byte_ids = frozenset(raw) - specials.keys()
     roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}
-    roles = {role: i for role, i in roles.items() if i is not None and 0 <= i < size}
-    tokens = _tokens(pieces, alphabet, nothing=specials, raw=byte_ids)
-    return Vocabulary(tokens, specials, roles, tuple(pieces), byte_ids, alphabet)
+    roles = {role: i for role, i in roles.items() if i is not None and 0 <= i < len(pieces)}
+    return Vocabulary(tuple(pieces), specials, roles, byte_ids, alphabet)
 
 
-def _without_merges(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """`tokenizer_json` without added tokens and merges: writing 280,000 merges out takes longer than all the rest."""
+def _read_model(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str | None], int | None, bool]:
+    """The model's pieces by id, the id of its unknown piece, and whether it spells unknown letters in byte pieces.
+
+    Of a BPE model piece by piece: writing it out with its 280,000 merges takes longer than all the rest.
+    """
     backend = tokenizer.backend_tokenizer
-    model = backend.model
-    if not isinstance(model, BPE):
-        return tokenizer_json(tokenizer)
-    vocab = backend.get_vocab(with_added_tokens=False)
-    lean = {"type": "BPE", "unk_token": model.unk_token, "byte_fallback": model.byte_fallback, "vocab": vocab}
-    return _steps_json(tokenizer) | {"model": lean}
+    if not isinstance(backend.model, BPE):
+        model = tokenizer_json(tokenizer)["model"]
+        return _by_id(model_ids(model)), model["unk_id"], model.get("byte_fallback", False)
+    unk = None if backend.model.unk_token is None else backend.model.token_to_id(backend.model.unk_token)
+    pieces = list(map(backend.model.id_to_token, range(backend.get_vocab_size(with_added_tokens=False))))
+    if None in pieces:  # ids go further than there are pieces
+        pieces = _by_id(backend.get_vocab(with_added_tokens=False))
+    return pieces, unk, backend.model.byte_fallback
 
 
-def _tokens(
-    pieces: list[str | None], alphabet: Alphabet, *, nothing: Container[int], raw: Container[int]
-) -> tuple[bytes | None, ...]:
-    """The bytes of every piece; None for those that stand for nothing. `raw`: the ids of the byte pieces."""
-    tokens: list[bytes | None] = [None] * len(pieces)
-    spelt = [i for i, piece in enumerate(pieces) if piece and i not in nothing]
-    texts = [pieces[i] or "" for i in spelt]
-    if alphabet == "byte_level":
-        found = _all_from_glyphs(texts)
-    else:
-        found = [
-            bytes([int(text[3:5], 16)]) if i in raw else text.replace(MARK, " ").encode()
-            for i, text in zip(spelt, texts, strict=True)
-        ]
-    for i, token in zip(spelt, found, strict=True):
-        tokens[i] = token
-    return tuple(tokens)
+def _by_id(ids: Mapping[str, int]) -> list[str | None]:
+    pieces: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
+    for piece, i in ids.items():
+        pieces[i] = piece
+    return pieces
 
 
 def kept_ids(before: Vocabulary, after: Vocabulary) -> set[int]:
@@ -286,20 +315,16 @@ class SubtokenOperator:
     ) -> Tensor:
         """The given rows of `T E`, [N, D] in `dtype`: `read` gives the base rows [K, D] of K ids, in their order."""
         block = self.weights[rows]
-        lengths = np.diff(block.indptr)
-        alone = lengths == 1  # most rows between real vocabularies: one id weighs 1, and its row need only be widened
-        whole = read(block.indices[block.indptr[:-1][alone]]).to(dtype)
-        if alone.all():
-            return whole
-        summed = block[~alone]
-        used, position = np.unique(summed.indices, return_inverse=True)
-        dense = read(used).to(dtype).numpy()
-        parts = (summed.data.astype(dense.dtype), position, summed.indptr)
-        product = csr_array(parts, shape=(summed.shape[0], len(used))) @ dense
-        result = torch.empty(len(lengths), dense.shape[1], dtype=dtype)
-        result[torch.from_numpy(alone)] = whole
-        result[torch.from_numpy(~alone)] = torch.from_numpy(product)
-        return result
+        if (np.diff(block.indptr) == 1).all():  # one id weighs 1, and its row need only be widened
+            return read(block.indices).to(dtype)
+        used, position = np.unique(block.indices, return_inverse=True)
+        return embedding_bag(
+            torch.from_numpy(position),
+            read(used).to(dtype),
+            torch.from_numpy(block.indptr[:-1].astype(np.int64)),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(block.data).to(dtype),
+        )
 
     def summary(self) -> dict[str, int]:
         """How the new tokens come by their rows, as counts that add up to `tokens`, and the old rows they draw on."""
@@ -342,22 +367,27 @@ def subtoken_operator(new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast
     exact = single >= 0
     for i, j in (_special_rows(fresh, known) | _unassigned_rows(fresh, known)).items():
         single[i] = j
-    rest = np.flatnonzero(single < 0)
-    spelt = [fresh.specials[i].encode() if i in fresh.specials else fresh.tokens[i] or b"" for i in rest.tolist()]
-    several = [row or [_stand_in(known)] for row in compose(spelt, old, known)]
-    special = np.array([token is None for token in fresh.tokens])
+    rest = np.flatnonzero(single < 0).tolist()
+    texts = _all_from_glyphs([fresh.spellings[i] or to_glyphs(fresh.specials[i].encode()) for i in rest])
+    several = (row or [_stand_in(known)] for row in _composed(texts, old, known))
+    special = np.zeros(len(fresh), dtype=bool)
+    special[[*fresh.specials, *fresh.unassigned]] = True
     return SubtokenOperator(_mean_rows(single, several, len(known)), exact, special)
 
 
-def _mean_rows(single: np.ndarray, several: list[list[int]], columns: int) -> csr_array:
+def _mean_rows(single: np.ndarray, several: Iterable[list[int]], columns: int) -> csr_array:
     """[U, V] float32: row u is its one id or, where that is below 0, the next of the lists; ids come in `several`.
 
     A row puts 1 / K on each of its K ids; an id that comes twice weighs twice.
     """
+    ids, counts = array("q"), array("q")
+    for row in several:
+        ids.extend(row)
+        counts.append(len(row))
     lengths = np.ones(len(single), dtype=np.int64)
-    lengths[single < 0] = list(map(len, several))
+    lengths[single < 0] = counts
     indices = np.repeat(single, lengths)
-    indices[indices < 0] = list(chain.from_iterable(several))
+    indices[indices < 0] = ids
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     data = np.repeat(1.0 / lengths, lengths).astype(np.float32)
     parts = (data, indices.astype(np.int32), indptr.astype(np.int32))
@@ -368,14 +398,15 @@ def _mean_rows(single: np.ndarray, several: list[list[int]], columns: int) -> cs
 
 def _same_tokens(fresh: Vocabulary, known: Vocabulary) -> np.ndarray:
     """Old id [U] of the tokens equal in bytes, else -1: equally spelt first, then byte piece to byte, then literal."""
-    same = np.array([known.ids_of_bytes.get(token, -1) for token in fresh.tokens])  # type: ignore[arg-type]
+    found = map(known.ids_of_spellings.get, fresh.spellings, repeat(-1))  # type: ignore[arg-type]
+    same = np.fromiter(found, dtype=np.int64, count=len(fresh))
     for i in fresh.byte_ids:
-        same[i] = known.ids_of_single_bytes.get(fresh.tokens[i] or b"", same[i])
-    if fresh.alphabet == known.alphabet:
+        same[i] = known.ids_of_single_bytes.get(fresh.tokens[i] or b"", int(same[i]))
+    if fresh.alphabet == known.alphabet and known.has_homographs:
         twins = np.array([known.ids_of_pieces.get(piece, -1) for piece in fresh.pieces])  # type: ignore[arg-type]
         # Nearly all of these are the same already; the others are few.
         for i in np.flatnonzero((twins >= 0) & (same >= 0) & (twins != same)):
-            if known.tokens[twins[i]] == fresh.tokens[i]:
+            if known.spellings[twins[i]] == fresh.spellings[i]:
                 same[i] = twins[i]
     return same
 
@@ -404,26 +435,33 @@ def compose(
     Bytes that are not whole UTF-8 are spelt without the pre-tokenizer, in raw bytes where the alphabet is text.
     Concatenated, the bytes of the ids are the bytes given, whenever the vocabulary has all 256 bytes.
     """
-    vocabulary = vocabulary or read_vocabulary(tokenizer)
+    return list(_composed(texts, tokenizer, vocabulary or read_vocabulary(tokenizer)))
+
+
+def _composed(texts: list[bytes], tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> Iterator[list[int]]:
+    """The rows of `compose`, some at a time: 100,000 short lists cost the garbage collector more than making them."""
     if vocabulary.alphabet == "byte_level":
         return _compose_byte_level(texts, tokenizer, vocabulary)
-    return _compose_metaspace(texts, tokenizer, vocabulary)
+    return iter(_compose_metaspace(texts, tokenizer, vocabulary))
 
 
 def _compose_byte_level(
     texts: list[bytes], tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
-) -> list[list[int]]:
-    rows = _encode(bare_tokenizer(tokenizer), [text.decode(errors="ignore") for text in texts])
-    wrong = [k for k, text in enumerate(texts) if not _spells(rows[k], text, vocabulary)]
-    if not wrong:
-        return rows
-    glyphs = [to_glyphs(texts[k]) for k in wrong]
-    # Half letters are never a whole pre-token, so `ignore_merges` has no say in them.
-    merges_only = not vocabulary.ids_of_pieces.keys().isdisjoint(glyphs)
-    whole = _encode(bare_tokenizer(tokenizer, pre_tokenizer=False, merges_only=merges_only), glyphs)
-    for k, row in zip(wrong, whole, strict=True):
-        rows[k] = row
-    return rows
+) -> Iterator[list[int]]:
+    split, spelt = bare_tokenizer(tokenizer), [spelling or "" for spelling in vocabulary.spellings]
+    marks = {*vocabulary.specials.values()}
+    unsplit = cache(lambda merges_only: bare_tokenizer(tokenizer, pre_tokenizer=False, merges_only=merges_only))
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        rows, glyphs = _encode(split, [text.decode(errors="ignore") for text in some]), _all_to_glyphs(some)
+        wrong = [k for k, row in enumerate(rows) if "".join(map(spelt.__getitem__, row)) != glyphs[k]]
+        if wrong:
+            parts = [glyphs[k] for k in wrong]
+            # Half letters are never a whole pre-token, so `ignore_merges` has no say in them.
+            merges_only = any(part in vocabulary.ids_of_spellings or part in marks for part in parts)
+            for k, row in zip(wrong, _encode(unsplit(merges_only), parts), strict=True):
+                rows[k] = row
+        yield from rows
 
 
 def _compose_metaspace(

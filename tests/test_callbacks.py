@@ -1,9 +1,11 @@
-"""Where turns end, as the judge sees it."""
+"""Where turns end, as the judge sees it; what is in memory when it begins."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from pico_models import identity_operator, pico_model, pico_tokenizer
 
@@ -12,8 +14,9 @@ from lep.artifacts import Store
 from lep.benchmark import asking
 from lep.benchmark.minimal_pairs import MinimalPairs
 from lep.benchmark.scoring import render_chat
-from lep.callbacks import Candidate, Judge
-from lep.embeddings import open_embeddings
+from lep.callbacks import Candidate, Judge, PropagateAndBenchmark
+from lep.embeddings import Embeddings, open_embeddings
+from lep.training import EmbeddingTraining, PackedData
 
 PROBES = [("the cat sat", "on the mat"), ("Мария купила книгу", "и"), ("the", "Мария купила красную книгу")] * 2
 
@@ -79,3 +82,55 @@ def test_judging_goes_on_at_the_item_where_it_was_killed(tmp_path: Path, monkeyp
     bits = again.estimates["bits per byte/ru"]
     assert bits.value == pytest.approx(again.row.bits_per_byte["ru"].value) and bits.n == 2
     np.testing.assert_array_equal(bits.replicates, judged.estimates["bits per byte/ru"].replicates)
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+@pytest.mark.parametrize("tied", [False, True])
+def test_nothing_of_training_is_in_memory_when_the_first_model_is_judged(tied: bool) -> None:
+    """Weak references to the body, the tables, their gradients and the optimizer, and a search for its state."""
+    published, judged, left = list[Embeddings](), list[Embeddings](), list[str]()
+    watched = dict[str, weakref.ref]()
+
+    class Watch(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            (optimizer,) = trainer.optimizers
+            named = {
+                "optimizer": optimizer,
+                "body": pl_module.body,
+                "scheduler": trainer.lr_scheduler_configs[0].scheduler,
+            }
+            state = {
+                f"state {i} of {key}": value
+                for i, of in enumerate(optimizer.state.values())
+                for key, value in of.items()
+            }
+            named |= state | dict(pl_module.named_parameters())
+            watched.update({name: weakref.ref(value) for name, value in named.items()})
+
+    def judge(adapted: Embeddings) -> None:
+        assert len(published) == 1
+        judged.append(adapted)
+        left.extend(name for name, found in watched.items() if found() is not None)
+
+    module = EmbeddingTraining(
+        pico_model("llama", tied=tied),
+        Embeddings(torch.randn(41, 32), None if tied else torch.randn(41, 32)),
+        learning_rate=0.01,
+        warmup_steps=2,
+    )
+    callbacks = [Watch(), PropagateAndBenchmark(lambda tables, _: published.append(tables), judge)]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    blocks = np.arange(20 * 9).reshape(20, 9) % 41
+    trainer.fit(module, PackedData(blocks, batch_size=4, seed=0))
+    assert left == [] and {"body", "optimizer", "input.trained", "state 0 of exp_avg"} <= set(watched)
+    assert len(judged) == 1 and judged[0].input is published[0].input and judged[0].tied == tied
+    assert [row["step"] for row in module.history] == [1, 2, 3, 4]

@@ -14,7 +14,9 @@ import torch
 from wandb_offline import read_offline_run
 
 from lep.embeddings import read_embeddings
+from lep.paper import paper_tables
 from lep.results import read_result
+from lep.study import read_study
 
 SMALL = (
     "training.steps=12",
@@ -87,13 +89,44 @@ def test_the_benchmark_is_a_curve_over_the_steps(finished: tuple[Path, str]):
 def test_weights_and_biases_holds_it_all_offline(finished: tuple[Path, str]):
     folder, _ = finished
     run = read_offline_run(run_dir(folder))
-    assert run.group == "test" and run.exit_code == 0
-    assert run.config["training"]["steps"] == 12
+    assert (run.group, run.job_type, run.exit_code) == ("test", "adapt", 0)
+    assert {"model:tiny", "tokenizer:extension", "init:mean"} <= set(run.tags)
+    assert run.config["training"]["steps"] == 12 and run.config["choices"]["tokenizer"] == "extension"
     assert sum("train/loss" in step for step in run.history) >= 12
     assert sum("benchmark/minimal pairs/ru" in step for step in run.history) == 3
-    assert {"benchmark", "propagation"} <= set(run.tables())
-    (files,) = (paths for name, paths in run.artifacts.items() if name.startswith("tiny-extension"))
-    assert "embeddings.safetensors" in files
+    logged = {key for step in run.history for key in step}
+    assert {"benchmark", "propagation", "answers", "segmentation"} <= set(run.tables())
+    assert {"plots/score/ru_table", "plots/bits_per_byte/en_table"} <= set(run.tables()) and "report" in logged
+    assert not any(key.startswith("swap/") for key in logged), "a score of a model is no curve"
+
+
+def test_weights_and_biases_compares_runs_at_a_glance(finished: tuple[Path, str]):
+    folder, _ = finished
+    summary = read_offline_run(run_dir(folder)).summary
+    result = read_result(run_dir(folder) / "result.json")
+    best = result.row(summary["best/model"])
+    assert summary["best/bits_per_byte/ru"] == best.bits_per_byte["ru"].value
+    assert summary["characters_per_token/ru"] == pytest.approx(best.characters_per_token["ru"], rel=0.1)
+    assert summary["tokens_per_second"] == result.training["tokens_per_second"]
+    assert summary["scores"]["swap"]["copying/ru"] == result.row("swap").scores["copying/ru"].value
+
+
+def test_weights_and_biases_knows_what_was_made_from_what(finished: tuple[Path, str]):
+    """Tokenizer and tables are used by the run that goes on from them; the model is named, not copied."""
+    folder, _ = finished
+    run = read_offline_run(run_dir(folder))
+    assert "tokenizer.json" in run.artifacts["tiny-extension-tokenizer"]
+    assert "embeddings.safetensors" in run.artifacts["tiny-extension-adapted"]
+    assert "model.safetensors" in run.artifacts["tiny-extension-conversion"]
+    assert run.used == {"tiny-extension-tokenizer", "tiny-extension-adapted"}
+
+
+def test_offline_runs_are_such_that_wandb_sync_takes_them(finished: tuple[Path, str]):
+    folder, _ = finished
+    (offline,) = (run_dir(folder) / "wandb").glob("offline-run-*")
+    sync = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(offline)]
+    said = subprocess.run(sync, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
+    assert offline.name in said.stdout + said.stderr
 
 
 def test_a_second_launch_returns_at_once_with_the_same_record(finished: tuple[Path, str]):
@@ -108,11 +141,16 @@ def test_a_second_launch_returns_at_once_with_the_same_record(finished: tuple[Pa
 def test_adapted_tables_go_into_another_instruct_model_without_training(finished: tuple[Path, str]):
     folder, _ = finished
     (adapted,) = (folder / "artifacts" / "adapted").glob("tiny-extension-*")
-    lep(folder, f"adapted={adapted}", "model.instruct=package:lep.assets/tiny/instruct_far", "study=far")
+    given = (f"adapted={adapted}", "model.instruct=package:lep.assets/tiny/instruct_far", "logger=[wandb]", "study=far")
+    lep(folder, *given)
     (record,) = (folder / "runs" / "far").glob("*/result.json")
     result = read_result(record)
     assert [row.name for row in result.rows] == ["original", "swap", "overlap", "conversion", "delta"]
     assert result.training == {}
+    # At Weights & Biases it starts from the tables that the run which trained them logged.
+    logged, before = read_offline_run(record.parent), read_offline_run(run_dir(folder))
+    assert logged.job_type == "propagate" and logged.used == {"tiny-extension-adapted"}
+    assert logged.digests["tiny-extension-adapted"] == before.digests["tiny-extension-adapted"]
 
 
 CALIBRATED = (
@@ -124,7 +162,8 @@ CALIBRATED = (
     "model.calibration.batch_size=2",
     "model.calibration.blocks_at_once=1",
     "model.calibration.max_new_tokens=32",
-    "export=[conversion]",
+    "export=[original,conversion]",
+    "logger=[csv,wandb]",
     "study=calibrated",
 )
 
@@ -148,14 +187,25 @@ def test_calibrations_are_rows_artifacts_and_models_of_their_own(finished: tuple
     told_apart = ("asked", "questions too long", "left out", "seconds")
     reasons = {key: value for key, value in counts.items() if key not in told_apart}
     assert counts["asked"] == 40 == sum(reasons.values()) and counts["kept"] > 20
+    logged = read_offline_run(record.parent)
+    named = {f"conversion + self/answers/{key}": count for key, count in {"asked": 40, **reasons}.items()}
+    (table,) = record.parent.rglob(Path(logged.tables()["learnt from"]).name)
+    assert {
+        f"{row}/answers/{key}": count for row, key, count in json.loads(table.read_text())["data"]
+    }.items() >= named.items()
+    with (record.parent / "metrics.csv").open() as stream:
+        (found,) = {row["conversion + self/answers/kept"] for row in csv.DictReader(stream)} - {""}
+    assert float(found) == reasons["kept"]
     for gain in result.calibration["conversion + instruct"]["gains"]:
         assert gain["low"] <= gain["difference"] <= gain["high"]
         assert gain["difference"] == pytest.approx(gain["after"] - gain["before"])
     assert "conversion + self, Russian, all tasks" in printed
     models = record.parent / "models"
-    for name in ("conversion", "conversion+self", "conversion+instruct"):
+    for name in ("conversion", "conversion+self", "conversion+instruct", "original+instruct"):
         assert (models / name / "config.json").is_file()
-    assert (models / "conversion+self-adapter" / "adapter_config.json").is_file()
+    for name in ("conversion+self-adapter", "original+instruct-adapter"):
+        assert (models / name / "adapter_config.json").is_file()
+    assert not (models / "original").exists()  # it lies where it was
     # A result that is lost is made again from the store: nothing is asked or tuned, and it says the same.
     made = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").glob("[at]*/*/manifest.json")}
     assert {path.parts[-3] for path in made} >= {"answers", "tuned"}
@@ -241,6 +291,27 @@ def test_a_sweep_over_variants_shares_what_it_can(tmp_path: Path):
         assert result.tokenizer["after"]["unreachable_tokens"] == 0
 
 
+def test_rows_of_the_paper_run_in_miniature(tmp_path: Path):
+    """Table 2, which judges base models: one as it is, and one with another vocabulary; then both in the report."""
+    rows = ("table2_llama3_8b_original", "table2_llama3_8b_bpe")
+    experiments = "experiment=" + ",".join(f"paper/{row}" for row in rows)
+    miniature = ("model=tiny", "corpus=microworld", "instructions=microworld", "benchmark=micro", "trainer=cpu")
+    lep(tmp_path, "-m", experiments, *miniature, "training.steps=3")
+    study = read_study([tmp_path / "runs"])
+    by_row = {group.first.choices["experiment"]: group for group in study.groups}
+    original, bpe = (by_row[f"paper/{row}"] for row in rows)
+    assert [line.model for line in original.lines] == ["original"]
+    assert [line.model for line in bpe.lines] == ["original", "no training", "swap"]
+    assert original.lines[0].estimates["copying/ru"] == bpe.lines[0].estimates["copying/ru"]
+    assert (
+        bpe.lines[2].estimates["characters a token/ru"].mean > original.lines[0].estimates["characters a token/ru"].mean
+    )
+    assert not study.unfinished
+    tables, notes = paper_tables(study)
+    assert [line[0].text for line in tables[0].lines if line[2].text == "ours, 1 seed"] == list(rows)
+    assert "model is tiny, not llama3_8b: table2_llama3_8b_bpe, table2_llama3_8b_original" in notes
+
+
 def losses(folder: Path) -> dict[str, str]:
     (metrics,) = (folder / "runs" / "test").glob("*/metrics.csv")
     with metrics.open() as stream:
@@ -249,7 +320,7 @@ def losses(folder: Path) -> dict[str, str]:
 
 def test_a_killed_run_goes_on_to_the_same_curve(tmp_path: Path):
     """SIGKILL in the middle of training; the relaunch leaves the curve and the scores of an undisturbed run."""
-    extra = ("training.checkpoint_every_steps=5", "training.steps=40", "propagation=[swap]")
+    extra = ("training.checkpoint_every_steps=5", "training.steps=40", "propagation=[swap]", "logger=[wandb]")
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     calm.mkdir(), killed.mkdir()
     lep(calm, *extra)
@@ -266,6 +337,11 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path: Path):
     one, other = (json.loads((run_dir(folder) / "result.json").read_text())["rows"] for folder in (calm, killed))
     for left, right in zip(one, other, strict=True):
         assert left["scores"] == right["scores"] and left["bits_per_byte"] == right["bits_per_byte"]
+    # Before and after the kill one run of Weights & Biases, in two files that belong together.
+    offline = [path.name for path in killed.glob("runs/test/*/wandb/offline-run-*")]
+    assert len(offline) == 2 and len({name.rpartition("-")[2] for name in offline}) == 1
+    (other,) = calm.glob("runs/test/*/wandb/offline-run-*")
+    assert other.name.rpartition("-")[2] not in offline[0]
 
 
 # A run whose every stage is there, shared by the tests of several processes.

@@ -1,6 +1,7 @@
 """Every option of every group composes, resolves and fits the signature it names; what is impossible is refused."""
 
 import inspect
+import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +9,38 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lep.config import STAGES, build, calibrations, check, check_context, planned_stages, run_name, write_once
+from lep.calibration.method import named_in_full
+from lep.config import (
+    STAGES,
+    build,
+    calibrations,
+    check,
+    check_context,
+    choices,
+    planned_stages,
+    run_name,
+    write_once,
+)
 from lep.stages import make_plan
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__"))
+NOT_OF_RUNS = ("hydra", "hardware", "__pycache__")  # `hardware` is chosen for `lep plan` alone
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OF_RUNS)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
 def composed(*overrides: str) -> DictConfig:
     needed = {
         "corpus=text_files": ["corpus.paths=[texts/*.txt]"],
+        "corpus=paper": ["corpus.paths={habr: a, pikabu: b, fiction: c, news: d, education: e, science: f}"],
         "experiment=smollm2_ru": ["corpus.paths=[texts/*.txt]"],
         "instructions=files": ["instructions.paths=[chats/*.jsonl]", "instructions.texts=[texts/*.txt]"],
         "instructions=saiga_scored": ["instructions.texts=[texts/*.txt]"],
@@ -32,6 +48,13 @@ def composed(*overrides: str) -> DictConfig:
     given = [value for override in overrides for value in needed.get(override, ())]
     with initialize_config_module("lep.conf", version_base="1.3"):
         return compose("config", overrides=[*given, *overrides])
+
+
+@pytest.mark.parametrize("app", ["config", "benchmark_only"])
+def test_no_group_hides_a_key(app: str):
+    """KEY=VALUE chooses an option wherever a group has that name, so no plain key may be called like a group."""
+    plain = {key for key, value in OmegaConf.load(CONF / f"{app}.yaml").items() if not isinstance(value, DictConfig)}
+    assert not plain & {*GROUPS, *NOT_OF_RUNS}
 
 
 def targets(node: object, key: str = ""):
@@ -78,7 +101,8 @@ def test_every_group_is_in_the_wheel():
 
 def test_help_names_every_option():
     text = (CONF / "hydra" / "help" / "lep.yaml").read_text()
-    missing = [option for _, option in OPTIONS if option not in text]
+    devices = [path.stem for path in (CONF / "device").glob("*.yaml")]
+    missing = [option for option in [*devices, *(option for _, option in OPTIONS)] if option not in text]
     assert missing == []
 
 
@@ -88,6 +112,52 @@ def test_paper_sizes_follow_the_model():
     assert composed("model=mistral_7b", "tokenizer=extension").tokenizer.new_tokens == 55_328 - 32_000
     assert composed("model=mistral_7b", "tokenizer=unigram").tokenizer.vocab_size == 32_000
     assert composed("model=qwen2_5_7b", "tokenizer=extension_unigram").tokenizer.unigram_size == 48_000
+
+
+def jobs_of(study: str, *overrides: str) -> list[list[str]]:
+    """What `lep -m experiment=STUDY` runs, as the sweeper splits it: the overrides of every job."""
+    params = OmegaConf.load(CONF / "experiment" / f"{study}.yaml").hydra.sweeper.params
+    given = [f"experiment={study}", *(f"{key}={values}" for key, values in params.items()), *overrides]
+    (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("study", "key", "values"),
+    [
+        ("tokenizer_variants", "tokenizer._target_", "original bpe unigram extension optimization"),
+        ("learning_rates", "training.learning_rate", "2e-05 5e-05 0.0001 0.0002"),  # the paper's four
+        ("initialisations", "init.input._target_", "mean random"),
+        ("propagation_rules", "propagation", "swap overlap conversion delta"),
+        ("seeds", "seed", "0 1 2"),
+    ],
+)
+def test_a_study_is_one_command_whose_runs_compose_and_differ_in_one_thing(study: str, key: str, values: str):
+    configs = [composed(*job) for job in jobs_of(study)]
+    found = [OmegaConf.select(config, key) for config in configs]
+    named = [next(iter(value)) if isinstance(value, DictConfig) else str(value) for value in found]
+    assert all(name.endswith(value) for name, value in zip(named, values.split(), strict=True))
+    for config in configs:
+        check(config)
+        assert config.study == study and config.model.name == "tiny"
+    assert len({run_name(job) for job in jobs_of(study)}) == len(configs)
+    # What is said on the command line comes beside the study's own, or in its place.
+    assert len(jobs_of(study, "seed=5,6", "model=smollm2_135m")) == (2 if key == "seed" else 2 * len(configs))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin"),
+    [
+        ("processes", "JoblibLauncher"),
+        ("slurm", "SlurmLauncher"),
+        ("submitit_local", "LocalLauncher"),
+        ("ray", "RayLauncher"),
+    ],
+)
+def test_every_launcher_composes_with_the_keys_of_its_plugin(launcher: str, plugin: str):
+    with initialize_config_module("lep.conf", version_base="1.3"):
+        found = compose("config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True).hydra.launcher
+    assert get_object(found._target_).__name__ == plugin
 
 
 def test_several_options_of_a_group_at_once():
@@ -102,6 +172,9 @@ def test_several_options_of_a_group_at_once():
         (["model.instruct=null"], "model.instruct"),
         (["stages=[corpus,dance]"], "dance"),
         (["export=[conversion]", "propagation=swap"], "export=conversion"),
+        (["export=[original]"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=instruct"], "export=original writes what calibrations made"),
+        (["export=[original]", "calibration=self", "calibration.on=[original,delta]"], "export=original writes"),
         (["training.rows=new", "tokenizer=bpe"], "training.rows=new"),
         (["stages=[corpus,training]"], "stages=['corpus', 'training'] are not stages in a row"),
         (["stages=[tokenizer,corpus]"], "not stages in a row"),
@@ -174,6 +247,7 @@ def run_of(mode: RunMode) -> Iterator[None]:
 
 def test_a_possible_combination_is_not():
     check(composed())
+    check(composed("export=[original]", "calibration=[self,instruct]", "calibration.on=[original,delta]"))
     for stages in ("[corpus]", "[corpus,tokenizer]", "[tokenizer]", "[tokenizer,training]"):
         check(composed(f"stages={stages}", "model.instruct=null"))
 
@@ -281,10 +355,17 @@ def test_run_names_hold_what_changes_the_run_and_fit_a_folder():
     assert run_name([]) == "default"
     assert run_name(["seed=1", "tokenizer=bpe"]) == run_name(["tokenizer=bpe", "seed=1"]) == "seed=1,tokenizer=bpe"
     assert run_name(["study=x", "output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
+    assert run_name(["benchmark=micro", "experiment=paper/one", "seed=1"]) == "one,benchmark=micro,seed=1"
     one, other = run_name(["model.base=/a/b/model"]), run_name(["model.base=/c/model"])
     assert one != other and "/" not in one + other
     long = [run_name([f"key{i}=привет{i}" for i in range(count)]) for count in (40, 41)]
     assert long[0] != long[1] and all(len(name.encode()) <= 160 for name in long)
+
+
+def test_a_record_names_its_experiment_if_there_is_one():
+    chosen = {"model": "tiny", "hydra/launcher": "basic", "experiment": None}
+    assert choices(chosen) == {"model": "tiny"}
+    assert choices(chosen | {"experiment": "paper/one"}) == {"model": "tiny", "experiment": "paper/one"}
 
 
 def test_a_folder_with_another_config_is_refused_once_begun(tmp_path: Path):
@@ -309,6 +390,39 @@ def test_what_a_target_says_of_its_arguments_is_said_in_its_own_words() -> None:
     node = OmegaConf.create({"_target_": "lep.calibration.conversations.MicroWorldChats", "count": 0})
     with pytest.raises(ValueError, match=r"^instructions.source.count=0 asks nothing. Give 1 or more.$"):
         build(node)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "calibration.self.answers.filters.ngram=0",
+        "calibration.self.answers.filters.scripts=[Martian]",
+        "calibration.self.answers.filters.max_repeated_share=2",
+        "calibration.self.answers.max_new_tokens=0",
+        "calibration.self.answers.questions=0",
+        "calibration.self.answers.engine=abacus",
+        "calibration.self.answers.rating.threshold=9",
+        "calibration.self.answers.rating.model=/no/answers.engine",
+        "calibration.self.tuning.rank=0",
+        "calibration.instruct_copy.tuning.layers=some",
+        "calibration.instruct_copy.tuning.modules=[nope]",
+        "instructions.copies.count=0",
+        "instructions.source.count=0",
+    ],
+)
+def test_what_a_calibration_refuses_is_named_as_it_is_typed(tmp_path: Path, override: str):
+    key, _, value = override.partition("=")
+    config = composed("calibration=[self,instruct_copy]", f"artifacts_dir={tmp_path}", override)
+    with pytest.raises(ValueError, match=f"^{re.escape(key)}={re.escape(value.strip('[]'))} "):
+        make_plan(config)
+
+
+def test_only_keys_below_a_calibration_are_completed():
+    with pytest.raises(
+        ValueError, match=r"^calibration\.x\.num_copies=0 in a/tuning\.rank, not tuning\.fork: give copies\.count$"
+    ):
+        with named_in_full("x"):
+            raise ValueError("num_copies=0 in a/tuning.rank, not tuning.fork: give copies.count")
 
 
 def test_what_suites_read_is_looked_for_before_any_work(tmp_path: Path):

@@ -14,44 +14,39 @@ from pico_models import FAMILIES, TEXT, pico_model, pico_tokenizer
 from pico_tokenizers import sentencepiece_bpe
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lep.chat import result_tokenizer, special_pairs
-from lep.checkpoints import load_model, load_tokenizer
+from lep.checkpoints import load_model, load_tokenizer, shape_config
+from lep.cost import Shape
 from lep.embeddings import embeddings_of, read_embeddings, set_embeddings_
 from lep.export import export_model
 from lep.initialization.mean import mean
-from lep.memory import propagation_bytes, training_bytes
 from lep.propagation import propagate
 from lep.propagation.delta import delta
-from lep.propagation.gram import CHUNK_ROWS
 from lep.tokenizers import extension, unigram
 from lep.training import EmbeddingTraining, PackedData
 from lep.vocabulary import subtoken_operator
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 MODELS = sorted(path.stem for path in CONF.glob("*.yaml"))
-# Architectures by name of config: what their config.json says beside `size`. The number of parameters that follows from
-# it and from `size` must be the one that `size` states.
-GEMMA3 = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}
-QWEN3 = {"num_key_value_heads": 8, "head_dim": 128}
-SHAPES = {
-    "llama3_8b": ("llama", 32, 14336, {"num_attention_heads": 32, "num_key_value_heads": 8}),
-    "llama3_2_1b": ("llama", 16, 8192, {"num_attention_heads": 32, "num_key_value_heads": 8}),
-    "mistral_7b": ("mistral", 32, 14336, {"num_attention_heads": 32, "num_key_value_heads": 8}),
-    "qwen2_5_0_5b": ("qwen2", 24, 4864, {"num_attention_heads": 14, "num_key_value_heads": 2}),
-    "qwen2_5_1_5b": ("qwen2", 28, 8960, {"num_attention_heads": 12, "num_key_value_heads": 2}),
-    "qwen2_5_3b": ("qwen2", 36, 11008, {"num_attention_heads": 16, "num_key_value_heads": 2}),
-    "qwen2_5_7b": ("qwen2", 28, 18944, {"num_attention_heads": 28, "num_key_value_heads": 4}),
-    "qwen2_5_32b": ("qwen2", 64, 27648, {"num_attention_heads": 40, "num_key_value_heads": 8}),
-    "qwen3_0_6b": ("qwen3", 28, 3072, {"num_attention_heads": 16, **QWEN3}),
-    "qwen3_4b": ("qwen3", 36, 9728, {"num_attention_heads": 32, **QWEN3}),
-    "qwen3_8b": ("qwen3", 36, 12288, {"num_attention_heads": 32, **QWEN3}),
-    "gemma3_270m": ("gemma3_text", 18, 2048, GEMMA3),
-    "gemma3_1b": ("gemma3_text", 26, 6912, GEMMA3),
-    "smollm2_135m": ("llama", 30, 1536, {"num_attention_heads": 9, "num_key_value_heads": 3}),
-    "smollm2_360m": ("llama", 32, 2560, {"num_attention_heads": 15, "num_key_value_heads": 5}),
-    "smollm2_1_7b": ("llama", 24, 8192, {"num_attention_heads": 32, "num_key_value_heads": 32}),
+# Parameters of the published models, which must follow from the shape that stands with each.
+PARAMETERS = {
+    "llama3_8b": 8_030_261_248,
+    "llama3_2_1b": 1_235_814_400,
+    "mistral_7b": 7_241_732_096,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_3b": 3_085_938_688,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen2_5_32b": 32_763_876_352,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
 }
 
 
@@ -177,97 +172,23 @@ def composed(model: str):
         return compose("config", overrides=[f"model={model}"]).model
 
 
-def test_every_model_but_the_embedded_has_a_shape_here():
-    assert set(MODELS) == {*SHAPES, "tiny"}
+def test_every_model_but_the_embedded_is_here():
+    assert set(MODELS) == {*PARAMETERS, "tiny"}
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_size_is_that_of_the_architecture(name: str):
-    family, layers, inner, heads = SHAPES[name]
-    size = composed(name).size
-    made = CONFIG_MAPPING[family](
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        tie_word_embeddings=size.tied,
-        num_hidden_layers=layers,
-        intermediate_size=inner,
-        pad_token_id=0,
-        **heads,
-    )
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_shape_is_that_of_the_published_model(name: str):
+    config = shape_config(composed(name).shape)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
-    assert model.num_parameters() == size.parameters
+        model = AutoModelForCausalLM.from_config(config)
+    assert model.num_parameters() == PARAMETERS[name] == Shape.of(config).parameters()
 
 
-def test_the_size_of_the_embedded_pair_is_its_own():
-    config = composed("tiny")
-    tables = read_embeddings(Path(__file__).parents[1] / "lep" / "assets" / "tiny" / "base")
-    assert (config.size.vocabulary, config.size.hidden) == tuple(tables.input.shape)
-    assert config.size.tied is tables.tied
-
-
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_model_is_named_and_its_pair_is_pinned_to_a_revision(name: str):
     config = composed(name)
     assert config.name == name
     assert re.fullmatch(r"[\w-]+/[\w.-]+", config.base) and re.fullmatch(r"[\w-]+/[\w.-]+", config.instruct)
     assert config.base != config.instruct and config.base_revision and config.instruct_revision
     adaptation = config.adaptation
-    assert adaptation.kept_tokens < adaptation.optimized_size and adaptation.kept_tokens < config.size.vocabulary
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_memory_that_a_config_names_is_what_its_size_comes_to(name: str):
-    config = composed(name)
-    size, adaptation = config.size, config.adaptation
-
-    def training(rows: int, vocabulary: int) -> float:
-        return training_bytes(
-            size.parameters,
-            vocabulary=size.vocabulary,
-            hidden=size.hidden,
-            tied=size.tied,
-            new_vocabulary=vocabulary,
-            trained_rows=rows,
-            body_bytes=2,
-        )
-
-    expected = [
-        training(adaptation.new_tokens, size.vocabulary + adaptation.new_tokens),
-        training(adaptation.replacement_size, adaptation.replacement_size),
-        propagation_bytes(size.hidden, chunk_rows=CHUNK_ROWS),
-    ]
-    (said,) = re.findall(r"# Memory: (.*)", (CONF / f"{name}.yaml").read_text())
-    assert re.findall(r"([\d.]+) GB", said) == [f"{nbytes / 1e9:.1f}" for nbytes in expected]
-
-
-# Memory
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("rows", ["all", "new"])
-def test_memory_of_training_is_what_parameters_gradients_and_moments_take(rows, tied):
-    """Counted on a model in training, to the byte."""
-    tokenizer = pico_tokenizer(300, markers=())
-    model = pico_model("qwen3", tied=tied, vocab_size=len(tokenizer))
-    parameters, new, hidden = model.num_parameters(), 350, 32
-    tables = embeddings_of(pico_model("llama", tied=tied, vocab_size=new))
-    module = EmbeddingTraining(
-        model, tables, learning_rate=1e-3, warmup_steps=1, rows=rows, first_new_row=300, body_dtype="bfloat16"
-    )
-    trainer = fit(module, blocks_of(tokenizer), 3)
-    held = sum(p.numel() * p.element_size() for p in module.parameters())
-    held += sum(p.numel() * 4 for p in module.parameters() if p.requires_grad)
-    moments = [v for state in trainer.optimizers[0].state.values() for v in state.values() if v.ndim]
-    held += sum(v.numel() * v.element_size() for v in moments)
-    told = training_bytes(
-        parameters,
-        vocabulary=300,
-        hidden=hidden,
-        tied=tied,
-        new_vocabulary=new,
-        trained_rows=new if rows == "all" else new - 300,
-        body_bytes=2,
-    )
-    stub = 32 * 2 * 1  # the one row that stands where the body's own table was
-    assert held - told == stub
+    assert adaptation.kept_tokens < adaptation.optimized_size and adaptation.kept_tokens < config.shape.vocab_size

@@ -10,26 +10,30 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lep"
 # Each may import those in the layers below its own, and nothing beside it in its own layer.
 LAYERS = (
-    {"__main__", "benchmark_app"},
-    {"run", "study"},
-    {"terminal", "loggers"},
-    {"stages"},
+    {"__main__", "benchmark_app", "report_app"},
+    {"run", "study_page", "paper", "saved_view"},
+    {"sweep", "search", "plan_app"},
+    {"terminal", "loggers", "tables"},
+    {"stages", "study"},
     {"calibrator"},
     {"callbacks"},
-    {"calibration"},
+    {"calibration", "budget"},
     {"benchmark", "propagation", "training", "tokenizers", "initialization", "export"},
     {"chat", "checkpoints", "report"},
     {"embeddings"},
     {"vocabulary", "assets"},
     {"corpus"},
-    {"results", "artifacts", "config", "memory", "shards"},
+    {"results", "artifacts", "charts", "config", "cost", "memory", "shards"},
     {"durable", "processes"},
 )
 BORDERS = {
-    "hydra": {"run", "benchmark_app", "config"},
+    "hydra": {"run", "benchmark_app", "plan_app", "config", "sweep"},
     "pytorch_lightning": {"training", "calibrator", "callbacks", "stages", "loggers", "run"},
     "peft": {"calibration"},
     "vllm": {"calibration"},
+    "lingua": {"calibration"},
+    "optuna": {"search"},
+    "wandb_workspaces": {"saved_view"},
     "wandb": {"loggers"},
     "matplotlib": set(),
 }

@@ -23,14 +23,22 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What an offline run has logged. history: one dict a step. artifacts: by name, the paths of their files."""
+    """What an offline run has logged. history: one dict a step. artifacts: by name, the paths of their files.
+
+    used: names of the artifacts that the run uses, beside logging them. digests: of their contents, by name.
+    """
 
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, list[str]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    digests: dict[str, str] = field(default_factory=dict)
     project: str = ""
     group: str = ""
+    job_type: str = ""
+    run_id: str = ""
+    tags: list[str] = field(default_factory=list)
     exit_code: int | None = None
 
     def tables(self) -> dict[str, str]:
@@ -79,7 +87,8 @@ def log_records(data: bytes) -> Iterator[bytes]:
 def _apply(record: wandb_internal_pb2.Record, run: OfflineRun) -> None:
     kind = record.WhichOneof("record_type")
     if kind == "run":
-        run.project, run.group = record.run.project, record.run.run_group
+        run.project, run.group, run.job_type = record.run.project, record.run.run_group, record.run.job_type
+        run.run_id, run.tags = record.run.run_id, list(record.run.tags)
         _update(run.config, record.run.config.update)
         _update(run.summary, record.run.summary.update)
     elif kind == "config":
@@ -91,12 +100,18 @@ def _apply(record: wandb_internal_pb2.Record, run: OfflineRun) -> None:
     elif kind == "summary":
         _update(run.summary, record.summary.update)
     elif kind == "artifact":
-        run.artifacts[record.artifact.name] = [entry.path for entry in record.artifact.manifest.contents]
+        _add_artifact(record.artifact, run)
     elif kind == "request" and record.request.HasField("log_artifact"):
-        artifact = record.request.log_artifact.artifact
-        run.artifacts[artifact.name] = [entry.path for entry in artifact.manifest.contents]
+        _add_artifact(record.request.log_artifact.artifact, run)
     elif kind == "exit":
         run.exit_code = record.exit.exit_code
+
+
+def _add_artifact(artifact: wandb_internal_pb2.ArtifactRecord, run: OfflineRun) -> None:
+    run.artifacts[artifact.name] = [entry.path for entry in artifact.manifest.contents]
+    run.digests[artifact.name] = artifact.digest
+    if artifact.use_after_commit:
+        run.used.add(artifact.name)
 
 
 def _update(values: dict[str, Any], items: Any) -> None:

@@ -2,6 +2,8 @@
 
 In: a model, its tokenizer, items. Out: a score with its standard error for every task and language, what else is to be
 said of a task (how answers ended, how copies were segmented), and a record of every prompt and answer.
+An instruct model is asked in its chat; a base model, whose tokenizer has no template, in the plain lines it was trained
+on, where an answer is the line after its question.
 Content and stopping are judged apart: an answer is the text before the first newline or end token, right or wrong
 however it ends; what ended it is counted in the details.
 """
@@ -22,6 +24,7 @@ from lep.benchmark.scoring import (
     generate,
     option_scores,
     render_chat,
+    render_plain,
     sequence_logprobs,
     tokens_before,
 )
@@ -46,7 +49,7 @@ class MicroBenchmark:
 def run_micro(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], *, progress: str | None = None
 ) -> SuiteResult:
-    """Ask every item and judge the answers. Raises ValueError if the tokenizer has no chat template."""
+    """Ask every item and judge the answers."""
     written = [i for i, item in enumerate(items) if not item.options]
     ranked = [i for i, item in enumerate(items) if item.options and item.prompt]
     paired = [i for i, item in enumerate(items) if item.options and not item.prompt]
@@ -69,7 +72,7 @@ def _written(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], progress: str | None
 ) -> Iterator[Record]:
     assert not any("\n" in item.answer for item in items), "an answer is one line"
-    prompts = [render_chat(tokenizer, item.prompt) for item in items]
+    prompts, chat = _opened(tokenizer, items)
     answers = generate(
         model,
         tokenizer,
@@ -78,7 +81,7 @@ def _written(
         max_new_characters=[2 * len(item.answer) + 16 for item in items],
         stop_ids=end_tokens(tokenizer),
         stop_character="\n",
-        chat=True,
+        chat=chat,
         progress=progress and f"{progress}: answers",
     )
     turn = end_of_turn(tokenizer)
@@ -90,14 +93,21 @@ def _written(
         yield Record(item.task, item.language, prompt, answer.text, item.answer, right, stop, ratio)
 
 
+def _opened(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item]) -> tuple[list[str], bool]:
+    """The prompts up to where the answer begins, and whether they are chats."""
+    if tokenizer.chat_template:
+        return [render_chat(tokenizer, item.prompt) for item in items], True
+    return [render_plain([("user", item.prompt), ("assistant", "")]) for item in items], False
+
+
 def _ranked(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], progress: str | None
 ) -> Iterator[Record]:
-    prompts = [render_chat(tokenizer, item.prompt) for item in items]
+    prompts, chat = _opened(tokenizer, items)
     options = [item.options for item in items]
     # The answer's text alone is scored: with the end token, a model that stops badly would be ranked by its stopping.
     scores = option_scores(
-        model, tokenizer, prompts, options, chat=True, progress=progress and f"{progress}: ranked options"
+        model, tokenizer, prompts, options, chat=chat, progress=progress and f"{progress}: ranked options"
     )
     for item, prompt, row in zip(items, prompts, scores, strict=True):
         yield _choice(item, prompt, row)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lep.chat import chat_text
 from lep.vocabulary import read_vocabulary
 
 # Chunks of logits stay below 2^26 float32 numbers (256 MB), whatever the vocabulary.
@@ -76,7 +77,7 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     """
     _check_template(tokenizer)
     turns = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    return chat_text(tokenizer, turns, open_answer=True)
 
 
 def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
@@ -90,7 +91,7 @@ def render_turns(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> s
     texts = [content for _, content in turns]
     messages = [{"role": role, "content": content} for role, content in turns]
     messages[-1]["content"] += _OPEN
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    rendered = chat_text(tokenizer, messages)
     rendered = rendered[: max(0, rendered.rfind(_OPEN))]
     place = 0
     for text in texts:

@@ -6,10 +6,11 @@ in order. A journal holds them as they come, so that a killed process asks nothi
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from lep.benchmark.scoring import end_tokens, render_chat
 from lep.calibration.conversations import Conversation, Turn
 from lep.calibration.filtering import Answered, AnswerFilters
 from lep.calibration.rendering import render_questions
+from lep.corpus.parallel import batched
 
 Engine = Literal["auto", "transformers", "vllm"]
 RATINGS = ("1", "2", "3", "4", "5")
@@ -56,7 +58,7 @@ class SelfAnswers:
     """What is asked and which answers are kept.
 
     questions: at most so many. max_new_tokens: budget of an answer; one that does not end within it is dropped.
-    engine: auto takes vLLM where it is installed and there is a GPU.
+    engine: auto takes vLLM where it is installed, there is a GPU, and models are to run on it.
     """
 
     max_new_tokens: int
@@ -75,16 +77,16 @@ class SelfAnswers:
         if self.engine == "vllm" and not vllm_is_here():
             raise ValueError(
                 "answers.engine=vllm, but vllm is not installed or there is no GPU: pip install 'lep[vllm]', or take "
-                "engine=transformers"
+                "answers.engine=transformers"
             )
 
     @property
     def rates(self) -> bool:
         return self.rating is not None and self.rating.model is not None
 
-    @property
-    def uses_vllm(self) -> bool:
-        return self.engine == "vllm" or (self.engine == "auto" and vllm_is_here())
+    def uses_vllm(self, device: str) -> bool:
+        """Whether vLLM answers in a run whose models are on this device."""
+        return self.engine == "vllm" or (self.engine == "auto" and device != "cpu" and vllm_is_here())
 
 
 def vllm_is_here() -> bool:
@@ -135,25 +137,28 @@ def vllm_answers(
     max_new_tokens: int,
     journal: Journal,
 ) -> list[Answered]:
-    """The same with vLLM, which reads the model directory itself. The only place that knows vLLM."""
+    """The same with vLLM, which reads the model directory itself. The only place that knows vLLM.
+
+    Questions and answers must fit into the model's context together, as `questions_of` makes sure.
+    """
     left = [i for i in range(len(questions)) if str(i) not in journal.known]
     if left:
         import vllm  # type: ignore[import-not-found]
 
-        engine = vllm.LLM(model=str(model_dir), seed=0)
+        rendered = render_questions([questions[i] for i in left], tokenizer)
+        rows = dict(zip(left, tokenizer(rendered, add_special_tokens=False)["input_ids"], strict=True))
+        longest = max(map(len, rows.values())) + max_new_tokens
+        torch.cuda.empty_cache()  # the engine wants most of the device for itself
+        # By itself it makes room for requests as long as the model's whole context, and refuses where there is none.
+        engine = vllm.LLM(model=str(model_dir), seed=0, max_model_len=longest)
         stops = sorted(end_tokens(tokenizer))
         greedy = vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=stops)
-        for chunk in _chunks(left):
-            rendered = render_questions([questions[i] for i in chunk], tokenizer)
-            rows = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-            outputs = engine.generate([{"prompt_token_ids": row} for row in rows], greedy)
+        for chunk in batched(left, weight=lambda _: 1, limit=_AT_ONCE):
+            outputs = engine.generate([{"prompt_token_ids": rows[i]} for i in chunk], greedy)
             journal.add({str(i): asdict(_from_vllm(one.outputs[0])) for i, one in zip(chunk, outputs, strict=True)})
+        del engine
+        gc.collect()  # which ends it
     return _answered(questions, [Answer(**journal.known[str(i)]) for i in range(len(questions))])
-
-
-def _chunks(places: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(places), _AT_ONCE):
-        yield places[start : start + _AT_ONCE]
 
 
 def _from_vllm(output: Any) -> Answer:

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from itertools import count as numbers
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,15 @@ from lep.corpus.progress import document_progress
 
 # A sentence of fewer letters is no sign that a text was seen: "Thank you very much." is everywhere.
 _TELLING = 30
-_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
+# Where sentences end; and where they may begin, after a line of its own or a word that announces them ("Repeat: ...").
+# By the first a sentence is known however it is wrapped, by the second whatever stands before it.
+_SENTENCE_ENDS = (re.compile(r"(?<=[.!?…])\s+"), re.compile(r"(?<=[.!?…:])\s+|\n+"))
 _NO_LETTER = re.compile(r"[\W_]+")
+
+# What is said of passages that are left out.
+_SEEN = "hold a sentence of the texts that the embeddings were trained or are judged on"
+# Texts of the micro-world that are drawn at most for each that is wanted.
+_DRAWS = 100
 
 # Wrapped and indented text is made even first, so that what is to be copied is words and not blanks.
 _TIDY = CorpusFilters(tidy_whitespace=True)
@@ -66,6 +73,9 @@ def copy_tasks(
         seed=seed,
         languages=wordings,
         accept=lambda passage: not is_known(passage, exclude),
+        turned_down=_SEEN,
+        remedy="Give other texts than those of the corpus in instructions.texts, or ask for fewer or other passages: "
+        "instructions.copies.count, instructions.copies.characters",
     )
     tasks = [_task(text, wordings[language], rank) for language, of in chosen.items() for rank, text in of]
     random.Random(seed).shuffle(tasks)
@@ -74,12 +84,16 @@ def copy_tasks(
 
 def _check_characters(characters: Sequence[int]) -> None:
     if len(characters) != 2 or not 0 < characters[0] <= characters[1]:
-        raise ValueError(f"copies.characters={list(characters)} must be two lengths, the first above 0 and no larger.")
+        raise ValueError(
+            f"instructions.copies.characters={list(characters)} must be two lengths, the first above 0 and no larger."
+        )
 
 
 def _check_count(count: int) -> None:
     if count < 1:
-        raise ValueError(f"copies.count={count} must be at least 1; without copy tasks leave them out altogether.")
+        raise ValueError(
+            f"instructions.copies.count={count} must be at least 1; without copy tasks leave them out altogether."
+        )
 
 
 def _task(passage: str, wordings: Sequence[str], rank: int) -> Conversation:
@@ -95,13 +109,16 @@ def choose_passages(
     seed: int,
     languages: Container[str],
     accept: Callable[[str], bool],
+    turned_down: str,
+    remedy: str,
 ) -> dict[str, list[tuple[int, str]]]:
     """`count` passages in as equal parts as may be of the languages found, as (rank, passage), smallest rank first.
 
     The rank is a seeded hash of the passage, so that the choice does not depend on the order of the documents. Those
-    that `accept` turns down, and those that were taken already, are passed over. ValueError if there are too few.
+    that `accept` turns down, and those that were taken already, are passed over. ValueError if there are too few; it
+    says of how many what `turned_down` says, and the remedy.
     """
-    heaps, taken = defaultdict[str, list[tuple[int, str]]](list), set[int]()
+    heaps, taken, refused = defaultdict[str, list[tuple[int, str]]](list), set[int](), 0
     with document_progress("choosing passages") as advance:
         for document in documents:
             advance(1)
@@ -112,7 +129,10 @@ def choose_passages(
             heap = heaps[language]
             for passage in passages(cleaned.text, characters, seed=seed):
                 rank = _hash(f"{seed}\n{passage}")
-                if rank in taken or (len(heap) == count and -heap[0][0] <= rank) or not accept(passage):
+                if rank in taken or (len(heap) == count and -heap[0][0] <= rank):
+                    continue
+                if not accept(passage):
+                    refused += 1
                     continue
                 taken.add(rank)
                 if len(heap) < count:
@@ -123,9 +143,10 @@ def choose_passages(
     parts = _even_parts({name: len(found) for name, found in ranked.items()}, count)
     if sum(parts.values()) < count:
         there = ", ".join(f"{number} of {name!r}" for name, number in parts.items()) or "none"
+        others = f"; {refused:,} others {turned_down}" if refused else ""
         raise ValueError(
             f"the texts hold too few passages of {characters[0]} to {characters[1]} characters that fit: {there}, but "
-            f"{count} are wanted. Give more or other text, or ask for fewer or for other lengths."
+            f"{count} are wanted{others}. {remedy}"
         )
     return {name: found[: parts[name]] for name, found in ranked.items()}
 
@@ -166,10 +187,41 @@ def fingerprints(texts: Iterable[str]) -> set[int]:
 
 
 def _prints(text: str) -> Iterator[int]:
-    for part in (text, *_SENTENCE_END.split(text)):
-        letters = _NO_LETTER.sub("", part.casefold())
-        if part is text or len(letters) >= _TELLING:
+    folded = text.casefold()
+    yield _hash(_NO_LETTER.sub("", folded))
+    for part in {part for ends in _SENTENCE_ENDS for part in ends.split(folded)}:
+        letters = _NO_LETTER.sub("", part)
+        if len(letters) >= _TELLING:
             yield _hash(letters)
+
+
+def write_fingerprints(path: Path, texts: Iterable[str]) -> int:
+    """The fingerprints of any number of texts as a sorted .npy file, uint64; gives how many.
+
+    8 bytes each, on disk and, while they are gathered, up to twice in memory.
+    """
+    with document_progress("noting what was seen") as advance:
+
+        def watched() -> Iterator[str]:
+            for text in texts:
+                advance(1)
+                yield text
+
+        found = np.fromiter(chain.from_iterable(map(_prints, watched())), dtype=np.uint64)
+    found.sort()
+    np.save(path, found)
+    return len(found)
+
+
+class Fingerprints:
+    """What `write_fingerprints` wrote, looked up where it lies on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._sorted = np.load(path, mmap_mode="r")
+
+    def __contains__(self, print_: object) -> bool:
+        place = np.searchsorted(self._sorted, np.uint64(print_))  # type: ignore[arg-type]
+        return bool(place < len(self._sorted) and self._sorted[place] == print_)
 
 
 def is_known(text: str, exclude: Container[int]) -> bool:
@@ -185,19 +237,21 @@ def read_wordings(path: str | Path | None = None) -> dict[str, list[str]]:
     """Language -> requests, from a YAML file. ValueError for one that does not hold `{text}` exactly once."""
     source = files("lep.calibration") / "copying.yaml" if path is None else Path(path).expanduser()
     if not source.is_file():
-        raise ValueError(f"copies.wordings={path} is no file. Give a YAML file of requests by language, or null.")
+        raise ValueError(
+            f"instructions.copies.wordings={path} is no file. Give a YAML file of requests by language, or null."
+        )
     try:
         read = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"copies.wordings={path} is not YAML ({error}).") from None
+        raise ValueError(f"instructions.copies.wordings={path} is not YAML ({error}).") from None
     if not isinstance(read, dict) or not all(isinstance(requests, list) and requests for requests in read.values()):
-        raise ValueError(f"copies.wordings={path} must map each language to a list of requests.")
+        raise ValueError(f"instructions.copies.wordings={path} must map each language to a list of requests.")
     for language, requests in read.items():
         for request in requests:
             if not isinstance(request, str) or request.count("{text}") != 1:
                 raise ValueError(
-                    f"copies.wordings={path}: the request {request!r} of language {language!r} must hold {{text}} "
-                    "once, where the text to repeat goes."
+                    f"instructions.copies.wordings={path}: the request {request!r} of language {language!r} must "
+                    "hold {text} once, where the text to repeat goes."
                 )
     return read
 
@@ -264,14 +318,19 @@ class MicroWorldCopies:
         items = benchmark_items(seed=self.benchmark_seed, items_per_task=self.benchmark_items)
         asked = {item.answer for item in items if item.task == "copying"}
         rng, given = random.Random(f"copies-{self.seed}"), 0
-        for number in numbers():
-            if given == self.count:
-                return
-            language = LANGUAGES[number % len(LANGUAGES)]
+        for _ in range(_DRAWS * self.count):
+            language = LANGUAGES[given % len(LANGUAGES)]
             text = text_to_copy(rng, language)
             if text not in asked and not is_known(text, exclude):
                 given += 1
                 yield Conversation.exchange(copy_request(text, language), text)
+                if given == self.count:
+                    return
+        raise ValueError(
+            f"instructions.copies.count={self.count}: of {_DRAWS * self.count} texts of the micro-world all but "
+            f"{given} {_SEEN}, or are asked in the benchmark. Ask for fewer, or train on fewer documents "
+            "(corpus.source.num_documents)"
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         return {"source": "microworld copies", **asdict(self)}

@@ -4,6 +4,7 @@ In: questions with their answers and how these ended, ratings where a judge gave
 order, and the counts by reason, which add up.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import regex
 
 from lep.benchmark.metrics import num_letters
 from lep.calibration.conversations import Conversation
+from lep.calibration.languages import known_languages, sure_language
 
 KEPT = "kept"
 
@@ -35,7 +37,8 @@ class AnswerFilters:
 
     min_characters, max_characters: its length. ngram, max_repeated_share: of its n-grams of words (of letters where it
     has fewer words), the share that stood in it before. scripts, min_script_share: Unicode scripts that so much of its
-    letters must be of. as_asked: the script of most of its letters is that of the question's.
+    letters must be of. as_asked: the script of most of its letters is that of the question's. languages: those it may
+    be in, by ISO 639-1 code; only what is surely in another is dropped (`sure_language`).
     """
 
     min_characters: int = 1
@@ -45,21 +48,31 @@ class AnswerFilters:
     scripts: Sequence[str] = ()
     min_script_share: float = 0.95
     as_asked: bool = False
+    languages: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
-            raise ValueError(f"filters.ngram={self.ngram} is below 1. Give the words of a phrase, such as 4")
+            raise ValueError(f"answers.filters.ngram={self.ngram} is below 1. Give the words of a phrase, such as 4")
         for name in ("max_repeated_share", "min_script_share"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"filters.{name}={share} is no share. Give 0 to 1")
+                raise ValueError(f"answers.filters.{name}={share} is no share. Give 0 to 1")
         for script in self.scripts:
             try:
                 num_letters("", script)
             except regex.error:
-                raise ValueError(f"filters.scripts={script} is no Unicode script. Give such as Cyrillic") from None
+                raise ValueError(
+                    f"answers.filters.scripts={script} is no Unicode script. Give such as Cyrillic"
+                ) from None
         if self.as_asked and not self.scripts:
-            raise ValueError("filters.as_asked needs filters.scripts to choose from, such as [Cyrillic, Latin]")
+            raise ValueError(
+                "answers.filters.as_asked needs answers.filters.scripts to choose from, such as [Cyrillic, Latin]"
+            )
+        unknown = sorted({*self.languages} - known_languages()) if self.languages else []
+        if unknown:
+            raise ValueError(
+                f"answers.filters.languages={unknown[0]} is no ISO 639-1 code of a language. Give such as ru"
+            )
 
     def reason(self, found: Answered) -> str | None:
         """Why an answer is dropped, the first reason that holds; None if it is kept."""
@@ -78,30 +91,26 @@ class AnswerFilters:
             asked = main_script(" ".join(turn.content for turn in found.question.turns), self.scripts)
             if asked and main_script(text, self.scripts) not in (asked, None):
                 return "not in the script it was asked in"
+        if self.languages and sure_language(text) not in (*self.languages, None):
+            return "other language"
         return None
 
 
-def keep(
-    answers: Sequence[Answered],
-    filters: AnswerFilters,
-    *,
-    ratings: Sequence[int] | None = None,
-    threshold: int = 4,
-) -> tuple[list[Answered], dict[str, int]]:
-    """The answers that pass every test and, where there are ratings, have at least the threshold; counts by reason.
+def keep(answers: Sequence[Answered], filters: AnswerFilters) -> tuple[list[Answered], dict[str, int]]:
+    """The answers that pass every test, and counts by reason, which add up: "kept" is among them."""
+    return _sorted_out(answers, [filters.reason(found) for found in answers])
 
-    The counts, "kept" among them, add up to the number of answers.
-    """
-    kept: list[Answered] = []
-    counts = {KEPT: 0}
-    for i, found in enumerate(answers):
-        reason = filters.reason(found)
-        if reason is None and ratings is not None and ratings[i] < threshold:
-            reason = f"rated below {threshold}"
-        if reason is None:
-            kept.append(found)
-        counts[reason or KEPT] = counts.get(reason or KEPT, 0) + 1
-    return kept, counts
+
+def keep_rated(
+    answers: Sequence[Answered], ratings: Sequence[int], *, threshold: int
+) -> tuple[list[Answered], dict[str, int]]:
+    """The answers that are rated at least as high as the threshold, and the counts."""
+    return _sorted_out(answers, [f"rated below {threshold}" if rating < threshold else None for rating in ratings])
+
+
+def _sorted_out(answers: Sequence[Answered], reasons: Sequence[str | None]) -> tuple[list[Answered], dict[str, int]]:
+    kept = [found for found, reason in zip(answers, reasons, strict=True) if reason is None]
+    return kept, {KEPT: len(kept), **Counter(reason for reason in reasons if reason is not None)}
 
 
 def repeated_share(text: str, n: int) -> float:

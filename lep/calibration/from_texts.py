@@ -241,6 +241,8 @@ def chats(texts: TextFiles, *, records: int, seed: int, exclude: TextFiles | Non
         seed=seed,
         languages=words,
         accept=lambda text: passage_of(text) is not None and not is_known(text, known),
+        turned_down="hold no sentences to ask about, or one of the texts of --exclude",
+        remedy="Give more or other text, or ask for fewer",
     )
     found: list[dict[str, Any]] = []
     for language, ranked in chosen.items():

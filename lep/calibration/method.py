@@ -1,7 +1,9 @@
 """A way to calibrate, as an option of the group `calibration` names it."""
 
+import re
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from lep.calibration.answering import SelfAnswers
@@ -42,3 +44,22 @@ class Calibration:
                     "more in one of them, or copies=null for none"
                 )
             object.__setattr__(self, "copies", replace(self.copies, count=self.num_copies))  # type: ignore[type-var]
+
+
+def _names(kind: type) -> str:
+    return "|".join(found.name for found in fields(kind))
+
+
+# Keys below a calibration as what stands there calls them, in no path and under no longer key.
+_OWN_KEY = re.compile(
+    rf"(?<![\w./-])(?:tuning\.(?:{_names(Tuning)})|answers\.(?:{_names(SelfAnswers)})|(?:num_)?copies(?==))"
+)
+
+
+@contextmanager
+def named_in_full(name: str) -> Iterator[None]:
+    """What a calibration of that name refuses under a key of its own (tuning.rank) is refused as a user types it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_OWN_KEY.sub(rf"calibration.{name}.\g<0>", str(error))) from error

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lep.calibration.conversations import Conversation, Turn
+from lep.chat import chat_text
 from lep.corpus.parallel import batched
 from lep.corpus.progress import document_progress
 from lep.vocabulary import read_vocabulary
@@ -279,8 +280,7 @@ class _Template:
     def _apply(self, turns: Sequence[Turn], *, open_answer: bool = False) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
-            return str(text)
+            return chat_text(self._tokenizer, messages, open_answer=open_answer)
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)
             raise ValueError(

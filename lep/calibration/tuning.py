@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lep.calibration.adapter import LowRank, Tuned
 from lep.calibration.packing import InstructionBatches, InstructionBlocks, InstructionData, attention_masks
 from lep.embeddings import embeddings_of
-from lep.training.loss import IGNORED
+from lep.training.loss import IGNORED, chunked_cross_entropy
 from lep.training.module import BodyDtype, EmbeddingTraining
 
 Table = Literal["input", "output"]
@@ -74,13 +74,8 @@ class Tuning:
         return self.batch_size // self.blocks_at_once
 
     def steps(self, num_blocks: int) -> int:
-        """Optimizer steps in all; what does not fill one whole is left out of its epoch. ValueError if none is full."""
-        if self.epochs and num_blocks < self.batch_size:
-            raise ValueError(
-                f"tuning.batch_size={self.batch_size} is more than the {num_blocks} blocks that the conversations pack "
-                "into. Lower it, or give more conversations"
-            )
-        return self.epochs * (num_blocks // self.batch_size)
+        """Optimizer steps in all; the last one of an epoch learns the blocks that are left, however few."""
+        return self.epochs * -(-num_blocks // self.batch_size)
 
 
 def _check(holds: bool, key: str, value: object, limit: str) -> None:
@@ -113,8 +108,24 @@ class InstructionTuning(EmbeddingTraining):
             self.output.trained.requires_grad_("output" in tuning.tables)
         put_lora_into_(self.body, tuning)
 
+    def loss(
+        self, inputs: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum"] = "mean", **reading: Any
+    ) -> Tensor:
+        """As in embedding training, but no logits are made where nothing is learnt: most of a chat is asked."""
+        learnt = targets != IGNORED
+        return chunked_cross_entropy(
+            self.hidden(inputs, **reading)[learnt],
+            self.output.parts(),
+            targets=targets[learnt],
+            chunk_size=self.chunk_size,
+            reduction=reduction,
+        )
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Summed over the batch and divided by the answer tokens of the whole step: every one of them counts alike."""
+        """Summed over the batch and divided by the answer tokens of the whole step: every one of them counts alike.
+
+        So a step of fewer blocks, the last one of an epoch, is a mean over its answers like any other.
+        """
         targets = batch["labels"][:, 1:]
         summed = self.loss(
             batch["input_ids"][:, :-1],
@@ -123,10 +134,9 @@ class InstructionTuning(EmbeddingTraining):
             position_ids=batch["position_ids"][:, :-1],
             attention_mask=attention_masks(self.body.config, batch["documents"][:, :-1], self.body.dtype),
         )
-        # Lightning divides by the number of accumulated batches.
-        loss = summed * (self.tuning.accumulate / max(1, batch["answer_tokens"]))
-        self._count(loss, targets.numel())
-        return loss
+        self._count(summed, targets.numel(), losses=batch["answer_tokens"])
+        # Lightning divides by the number of accumulated batches, also where fewer are left.
+        return summed * (self.tuning.accumulate / max(1, batch["answer_tokens_of_step"]))
 
     def tuned(self) -> Tuned:
         """What moved: float32 copies on the CPU."""
@@ -181,19 +191,31 @@ def load_peft() -> Any:
 
 
 class StepBatches(InstructionBatches):
-    """Batches of packed conversations, each with the number of answer tokens in its whole step."""
+    """Batches of packed conversations on one device, with the answer tokens in each and in its whole step.
+
+    An epoch has every block once: its last batch, and its last step, may be smaller.
+    """
 
     def __init__(self, blocks: InstructionBlocks, **settings: Any) -> None:
         super().__init__(blocks, **settings)
+        assert self.world_size == 1, "ranks would have unequal batches"
         self._answer_tokens = np.array([int((labels != IGNORED).sum()) for _, labels, *_ in blocks])
+
+    def _per_epoch(self) -> int:
+        return -(-len(self.blocks) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in super().__iter__():
-            yield batch | {"answer_tokens": self._answers_in_step(self._next - 1)}
+            place = self._next - 1
+            step = place - place % self.accumulate
+            yield batch | {
+                "answer_tokens": self._answers(place, place + 1),
+                "answer_tokens_of_step": self._answers(step, step + self.accumulate),
+            }
 
-    def _answers_in_step(self, place: int) -> int:
-        start = place // self.accumulate * self.blocks_per_step
-        return int(self._answer_tokens[self.order()[start : start + self.blocks_per_step]].sum())
+    def _answers(self, first: int, last: int) -> int:
+        """Answer tokens of the batches from the first on, before the last."""
+        return int(self._answer_tokens[self.order()[first * self.batch_size : last * self.batch_size]].sum())
 
 
 class TuningData(InstructionData):

@@ -16,7 +16,7 @@ import torch
 from lep.embeddings import Embeddings
 from lep.propagation.gram import untrained_in_either
 from lep.propagation.kept_rows import carry_rows
-from lep.shards import SCANNED_ROWS, Table, take
+from lep.shards import BLOCK_ROWS, Table, take
 from lep.vocabulary import SubtokenOperator
 
 Rule = Callable[[Table, Table, Table, SubtokenOperator], tuple[Table, dict]]  # adapted, base, instruct, T
@@ -55,8 +55,8 @@ def drift(base: Table, instruct: Table, operator: SubtokenOperator) -> dict:
     trained = np.flatnonzero(~untrained)
     dtype = torch.promote_types(torch.promote_types(base.dtype, instruct.dtype), torch.float32)
     change = before = 0.0
-    for start in range(0, len(trained), SCANNED_ROWS):
-        rows = trained[start : start + SCANNED_ROWS]
+    for start in range(0, len(trained), BLOCK_ROWS):
+        rows = trained[start : start + BLOCK_ROWS]
         old, new = take(base, rows).to(dtype), take(instruct, rows).to(dtype)
         # Lengths of rows are sums of a few thousand squares: fine in float32; the rows themselves are added in float64.
         change += (new - old).norm(dim=1).double().square().sum().item()

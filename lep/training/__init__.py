@@ -6,15 +6,17 @@ from lep.training.loss import chunked_cross_entropy
 from lep.training.module import EmbeddingTraining
 from lep.training.parallel import Disband, ShardedBody
 from lep.training.progress import TrainingProgress
-from lep.training.watching import BenchmarkWhileTraining
+from lep.training.watching import BenchmarkWhileTraining, EndTraining, ReportHeldOut
 
 __all__ = [
     "BenchmarkWhileTraining",
     "Disband",
     "EmbeddingTraining",
+    "EndTraining",
     "HeldOutWindow",
     "LastCheckpoint",
     "PackedData",
+    "ReportHeldOut",
     "ShardedBody",
     "TrainingProgress",
     "chunked_cross_entropy",

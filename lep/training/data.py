@@ -50,8 +50,8 @@ class BlockBatches:
         self.rank = rank
         self.world_size = world_size
         self.accumulate = accumulate
+        self._batches = self._per_epoch()
         self.blocks_per_step = batch_size * world_size * accumulate
-        self._batches = len(blocks) // self.blocks_per_step * accumulate
         self._epoch = 0
         self._next = 0
         if not self._batches:
@@ -61,6 +61,10 @@ class BlockBatches:
                 f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or "
                 "block."
             )
+
+    def _per_epoch(self) -> int:
+        """Batches of an epoch on every rank."""
+        return len(self.blocks) // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
 
     def __len__(self) -> int:
         return self._batches

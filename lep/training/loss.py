@@ -39,13 +39,14 @@ def chunked_cross_entropy(
     picks it by vocabulary and device. The mean is over the positions that count; with none of them it is zero.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
-    size = chunk_size or _chunk_size(sum(len(table) for table in tables), hidden.device.type)
+    size = chunk_size or positions_at_once(sum(len(table) for table in tables), hidden.device.type)
     wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, *tables)]
     job = _Job(targets, size, reduction == "mean", _product_dtype(hidden), wanted)
     return _ChunkedCrossEntropy.apply(job, hidden, *tables)  # pyright: ignore[reportReturnType]
 
 
-def _chunk_size(vocabulary: int, device: str) -> int:
+def positions_at_once(vocabulary: int, device: str) -> int:
+    """Positions of a chunk, unless it is told, on a type of device ("cpu", "cuda")."""
     if device == "cpu":
         return max(CPU_CHUNK_POSITIONS, CPU_CHUNK_ELEMENTS // vocabulary)
     return max(1, CHUNK_ELEMENTS // vocabulary)

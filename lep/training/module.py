@@ -8,6 +8,7 @@ scales its embeddings (Gemma) does so here too: what is trained are the rows as 
 
 # B batch, L block, U new vocabulary, D hidden
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -92,7 +93,7 @@ class EmbeddingTraining(pl.LightningModule):
         self.latest: dict[str, float] = {}  # last value of every metric, for progress displays
         self.logged_as = ""  # what loggers see before the names of metrics, where a run trains more than one model
         self._tokens = 0  # trained on so far, on all devices
-        self._loss_sum: Tensor | float = 0.0  # since the last log, over this many batches
+        self._loss_sum: Tensor | float = 0.0  # since the last log, of so many losses
         self._loss_count = 0
         self._total_steps = 0
         self._timed_tokens, self._timed_since, self._paused_at = 0, 0.0, 0.0
@@ -127,6 +128,16 @@ class EmbeddingTraining(pl.LightningModule):
     def embeddings(self) -> Embeddings:
         """The tables as they now stand: float32 copies on the CPU."""
         return Embeddings(self.input.whole(), None if self.output is self.input else self.output.whole())
+
+    def release(self) -> None:
+        """Let go of the model, its tables and the trainer's optimizer once training is over; the curve stays.
+
+        Lightning holds them until `fit` returns, and what is done at the end of it may need their memory.
+        """
+        strategy = self.trainer.strategy
+        strategy.optimizers, strategy.lr_scheduler_configs, strategy.model = [], [], None
+        del self.body, self.input, self.output
+        gc.collect()  # modules, hooks and optimizers refer to one another
 
     # Set-up
 
@@ -187,10 +198,10 @@ class EmbeddingTraining(pl.LightningModule):
         self._count(loss, targets.numel())
         return loss
 
-    def _count(self, loss: Tensor, num_tokens: int) -> None:
-        """Take a batch of this process into the loss curve."""
+    def _count(self, loss: Tensor, num_tokens: int, *, losses: int = 1) -> None:
+        """Take a batch of this process into the loss curve; its loss is the sum of so many."""
         self._loss_sum = self._loss_sum + loss.detach()
-        self._loss_count += 1
+        self._loss_count += losses
         num_tokens *= self.trainer.world_size
         self._tokens += num_tokens
         self._timed_tokens += num_tokens

@@ -35,3 +35,25 @@ class BenchmarkWhileTraining(pl.Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(scores, step=step)
+
+
+class EndTraining(Exception):
+    """Raised by what watches training when enough was seen: the run ends, and did not fail."""
+
+
+class ReportHeldOut(pl.Callback):
+    """Hands a measure on held-out text to `report` after every validation, with the step; it may raise EndTraining.
+
+    measure: such as "val/bits_per_byte" or "val/bits_per_byte/ru".
+    """
+
+    def __init__(self, measure: str, report: Callable[[int, float], None]) -> None:
+        self.measure = measure
+        self._report = report
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, EmbeddingTraining)
+        if self.measure not in pl_module.latest:
+            measured = [name for name in pl_module.latest if name.startswith("val/")]
+            raise ValueError(f"search.measure={self.measure} is not measured. Give one of {', '.join(measured)}")
+        self._report(trainer.global_step, pl_module.latest[self.measure])

@@ -1,4 +1,4 @@
-"""What a change gained, item by item, in the record, on the terminal and over seeds."""
+"""What a change gained, item by item, in the record and on the terminal."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from lep.benchmark.metrics import mean_estimate
 from lep.benchmark.records import Record, SuiteResult, compare, gains, samples
 from lep.report import calibration_sentences, render_report, verdict
 from lep.results import Result
-from lep.study import calibration_table
 
 
 def records(values: dict[str, list[float]]) -> list[Record]:
@@ -88,12 +87,3 @@ def test_gains_are_told_in_sentences_and_on_the_page():
     page = render_report(result(0, found()))
     assert 'id="calibration"' in page and "copying/ru" in page
     assert 'id="calibration"' not in render_report(Result("study", "run", {}, 0, []))
-
-
-def test_a_study_holds_gains_over_its_seeds():
-    other = found()
-    other["all tasks/ru"] = other["all tasks/ru"] | {"recovered": {"share": 0.7, "low": 0.6, "high": 0.8, "n": 120}}
-    table = calibration_table([result(0, found()), result(1, other)])
-    (line,) = (line for line in table.splitlines() if "| ru |" in line)
-    assert line == "| default | delta + self | ru | 2 | 33.3 ± 0.0 | 66.7 ± 0.0 | 33.3 ± 0.0 | 60.0 ± 10.0 |"
-    assert calibration_table([Result("study", "run", {}, 0, [])]) == ""

@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from lep.assets.microworld import Item
 from lep.benchmark import scoring
 from lep.benchmark.micro import run_micro, summarise
 from lep.benchmark.records import STOPS, Record, SuiteResult, compare, read_records, samples, write_records
-from lep.benchmark.scoring import end_tokens, generate, render_chat
+from lep.benchmark.scoring import end_tokens, generate, option_scores, render_chat
 from lep.chat import end_of_turn
 
 
@@ -44,6 +45,21 @@ def test_every_item_is_asked_once_and_in_order(
         assert list(found.details[key]["stopped"]) == list(STOPS)
     assert 0 <= found.details["copying/ru"]["length_ratio"] <= 1
     assert found.records[0].prompt == render_chat(bpe, items[0].prompt)
+
+
+def test_a_base_model_is_asked_in_the_lines_it_was_trained_on(
+    model: LlamaForCausalLM, bpe: PreTrainedTokenizerFast, items: list[Item]
+) -> None:
+    """Without a template: one BOS, the question, and its answer as the line that follows."""
+    base = copy.deepcopy(bpe)
+    base.chat_template = None
+    found = run_micro(model, base, items)
+    assert list(found.scores) == ["copying/ru", "facts ranked, seen/en", "questions/en", "agreement/ru"]
+    assert [r.prompt for r in found.records[:3]] == [f"{item.prompt}\n" for item in items[:3]]
+    line = generate(model, base, ["Where is Tom?\n"], max_new_tokens=8, stop_character="\n")[0].text
+    assert found.records[4].answer.startswith(line)
+    expected = option_scores(model, base, ["Who?\n"], [items[3].options])[0]
+    assert found.records[3].option_scores == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_of_a_pair_and_its_mirror_image_one_is_right_and_a_tie_is_wrong(

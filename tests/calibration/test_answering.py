@@ -1,6 +1,7 @@
 """The original model's own answers: greedy, each asked once however often the process dies, by either engine."""
 
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,9 +120,11 @@ class FakeEngine:
     """What vLLM is asked for, and answers as it gives them."""
 
     asked: list[list[int]] = []
+    started: list[tuple[weakref.ref, dict]] = []
 
     def __init__(self, **settings) -> None:
-        self.settings = settings
+        self.itself = self  # as the real one, it goes by garbage collection alone
+        FakeEngine.started.append((weakref.ref(self), settings))
 
     def generate(self, prompts, parameters):
         assert parameters.temperature == 0.0 and parameters.max_tokens == 4
@@ -138,6 +141,7 @@ def test_vllm_is_given_the_same_ids_and_resumes_too(tmp_path: Path, tokenizer, q
         sys.modules, "vllm", SimpleNamespace(LLM=FakeEngine, SamplingParams=lambda **how: SimpleNamespace(**how))
     )
     monkeypatch.setattr(FakeEngine, "asked", [])
+    monkeypatch.setattr(FakeEngine, "started", [])
     journal = Journal(tmp_path / "journal")
     found = vllm_answers(tmp_path, tokenizer, questions[:4], max_new_tokens=4, journal=journal)
     assert [one.ended for one in found] == ["end token", "budget"] * 2
@@ -145,6 +149,21 @@ def test_vllm_is_given_the_same_ids_and_resumes_too(tmp_path: Path, tokenizer, q
     assert FakeEngine.asked == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     again = vllm_answers(tmp_path, tokenizer, questions[:5], max_new_tokens=4, journal=Journal(tmp_path / "journal"))
     assert again[:4] == found and len(FakeEngine.asked) == 5
+    for (engine, settings), rows in zip(FakeEngine.started, (FakeEngine.asked[:4], FakeEngine.asked[4:]), strict=True):
+        assert settings == {"model": str(tmp_path), "seed": 0, "max_model_len": max(map(len, rows)) + 4}
+        assert engine() is None  # its memory is free for what comes next
+
+
+def test_vllm_answers_by_itself_only_where_models_run_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(answering, "vllm_is_here", lambda: True)
+    uses = {
+        engine: SelfAnswers(max_new_tokens=4, engine=engine).uses_vllm for engine in ("auto", "transformers", "vllm")
+    }
+    assert [uses["auto"](device) for device in ("cpu", "cuda:0")] == [False, True]
+    assert [uses["transformers"](device) for device in ("cpu", "cuda:0")] == [False, False]
+    assert [uses["vllm"](device) for device in ("cpu", "cuda:0")] == [True, True]
+    monkeypatch.setattr(answering, "vllm_is_here", lambda: False)
+    assert not uses["auto"]("cuda:0")
 
 
 def test_settings_that_cannot_be_are_refused(monkeypatch):

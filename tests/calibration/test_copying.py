@@ -1,11 +1,22 @@
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lep.assets.microworld import MicroWorldText
 from lep.calibration import Conversation, CopyTasks, copy_tasks, fingerprints
-from lep.calibration.copying import choose_passages, is_known, passages, read_wordings
+from lep.calibration.copying import (
+    Fingerprints,
+    MicroWorldCopies,
+    choose_passages,
+    is_known,
+    passages,
+    read_wordings,
+    write_fingerprints,
+)
 from lep.corpus import Document, TextFiles
 
 RUSSIAN = [
@@ -58,11 +69,34 @@ def test_what_was_seen_is_left_out_however_it_was_wrapped():
     wrapped = [text.upper().replace(" ", "\n ") for text in seen]
     tasks = make(count=8, exclude=fingerprints(wrapped))
     assert tasks and not any(answer(task) in text for task in tasks for text in seen)
-    with pytest.raises(ValueError, match="few passages of 40 to 160 characters that fit: .*'en'.*'ru', but 300 are"):
+    told = (
+        r"few passages of 40 to 160 characters that fit: .*'en'.*'ru', but 300 are wanted; \d+ others hold a sentence"
+    )
+    with pytest.raises(ValueError, match=told):
         make(count=300, exclude=fingerprints(wrapped))
     assert is_known("Коротко.", fingerprints(["коротко"])) and not is_known(
         "Коротко и ясно.", fingerprints(["Коротко"])
     )
+
+
+@given(st.lists(st.text("аbc .!\n", max_size=90), max_size=6), st.text("аbc .!\n", max_size=90))
+def test_fingerprints_on_disk_know_what_those_in_memory_know(texts: list[str], other: str):
+    with tempfile.TemporaryDirectory() as folder:
+        count = write_fingerprints(Path(folder) / "f.npy", ["a text", *texts])
+        stored, known = Fingerprints(Path(folder) / "f.npy"), fingerprints(["a text", *texts])
+        assert len(known) <= count
+        for text in (*texts, other, other.upper()):
+            assert is_known(text, stored) == is_known(text, known)
+        assert all(print_ in stored for print_ in known) and not any(print_ + 1 in stored for print_ in known)
+
+
+def test_a_world_in_which_everything_was_seen_has_nothing_to_copy():
+    class Everything:
+        def __contains__(self, print_: object) -> bool:
+            return True
+
+    with pytest.raises(ValueError, match=r"instructions.copies.count=3: of 300 texts .* all but 0 hold a sentence"):
+        list(MicroWorldCopies(3).read(exclude=Everything()))
 
 
 def test_passages_cover_a_text_in_order_without_overlap():
@@ -130,6 +164,8 @@ def test_passages_are_chosen_by_what_is_accepted():
         seed=0,
         languages={"ru", "en"},
         accept=lambda text: "garden" in text or "сад" in text,
+        turned_down="have no garden",
+        remedy="",
     )
     assert {name: len(found) for name, found in chosen.items()} == {"en": 3, "ru": 4}
     assert all(found == sorted(found) for found in chosen.values())

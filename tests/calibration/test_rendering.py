@@ -1,4 +1,5 @@
 import copy
+from datetime import datetime
 from functools import lru_cache
 from itertools import groupby
 
@@ -9,12 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pico_models import pico_tokenizer
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
+from lep.benchmark.scoring import render_chat
 from lep.calibration import Conversation, Rendered, Turn, render
 from lep.calibration.rendering import render_questions
 from lep.chat import end_of_turn
 from lep.vocabulary import read_vocabulary
 
+# As LLaMa-3.1 writes the date: what it is told, or the clock's, or one of its own.
+DATED = (
+    "{% if date_string is not defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '?' %}{% endif %}{% endif %}"
+    "{{ '<|system|>\nToday Date: ' + date_string + '<|end|>\n' }}{% for m in messages %}"
+    "{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 TWO = Conversation(
     (Turn("user", "the cat"), Turn("assistant", "Мария"), Turn("user", "assistant"), Turn("assistant", "user model"))
 )
@@ -258,3 +269,19 @@ def test_real_tokenizers_learn_the_answers_of_real_text(real, real_texts, name: 
         if name == "qwen3":
             answers = [normal.normalize_str(answer) for answer in answers]
         assert [text.strip() for text in learnt] == [answer + end for answer in answers]
+
+
+def test_a_date_in_the_template_is_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch):
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> "Later":
+            return cls(2031, 1, 2)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    tokenizer = copy.deepcopy(pico_tokenizer(300))
+    tokenizer.chat_template = DATED
+    assert "02 Jan 2031" in tokenizer.apply_chat_template(TWO.messages(), tokenize=False)  # the clock is asked
+    (question,), learnt = render_questions([TWO.prompt()], tokenizer), one(TWO, tokenizer)
+    opening = "<|system|>\nToday Date: 26 Jul 2024<|end|>\n<|user|>\nthe cat<|end|>\n<|assistant|>\n"
+    assert question == opening == render_chat(tokenizer, "the cat") == runs(tokenizer, learnt)[0][1]
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|end|>")

@@ -1,6 +1,7 @@
 """What a tuning may move and what not; that it learns what it says; that a killed one goes on bit for bit."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch.nn import functional
 from tuned import VOCABULARY, blocks, fit, module, settings
 
 from lep.calibration.adapter import merge_
-from lep.calibration.tuning import InstructionTuning, StepBatches
-from lep.training.loss import IGNORED
+from lep.calibration.packing import InstructionBlocks
+from lep.calibration.tuning import InstructionTuning, StepBatches, Tuning
+from lep.training.loss import IGNORED, chunked_cross_entropy
 
 
 def ids() -> torch.Tensor:
@@ -96,6 +98,20 @@ def test_the_loss_is_that_of_the_answers_of_each_conversation_read_alone():
     assert loss.item() == pytest.approx(nats / tokens, rel=1e-5)
 
 
+def test_logits_are_made_of_answers_alone(monkeypatch: pytest.MonkeyPatch):
+    made = list[int]()
+
+    def counting(hidden: torch.Tensor, *tables, **how) -> torch.Tensor:
+        made.append(len(hidden))
+        return chunked_cross_entropy(hidden, *tables, **how)
+
+    monkeypatch.setattr("lep.calibration.tuning.chunked_cross_entropy", counting)
+    found = module(settings(batch_size=4, blocks_at_once=4, epochs=1), steps=1)
+    fit(found, 1)
+    (batch, *_) = StepBatches(blocks(), batch_size=4, seed=3)
+    assert made == [int((batch["labels"] != IGNORED).sum())] and made[0] < batch["labels"].numel() / 2
+
+
 def test_accumulated_batches_with_unequal_answers_equal_one_large_batch():
     found = []
     for at_once in (4, 2, 1):
@@ -142,17 +158,32 @@ class KillAt(pl.Callback):
 @pytest.mark.parametrize(("at_once", "killed_at"), [(2, 4), (2, 7), (1, 9), (1, 12)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_killed_tuning_goes_on_bit_for_bit(tmp_path: Path, at_once: int, killed_at: int, tied: bool):
-    tuning = settings(blocks_at_once=at_once)
+    goes_on(tmp_path, settings(blocks_at_once=at_once), killed_at, tied=tied)
+
+
+@pytest.mark.parametrize("count", [5, 6, 7, 9])  # at step 3, a checkpoint: the epoch ends with one of 5 or 6
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_one_that_is_killed_about_a_smaller_step_does_too(tmp_path: Path, at_once: int, count: int):
+    packed = replace(blocks(60), layout=blocks(60).layout[:count])
+    epochs, more = divmod(8, -(-count // 2))
+    batches = epochs * -(-count // at_once) + more * 2 // at_once
+    for killed_at in range(3 * 2 // at_once, batches):  # the first checkpoint is at step 3
+        folder = tmp_path / str(killed_at)
+        goes_on(folder, settings(blocks_at_once=at_once, epochs=3), killed_at, data=packed)
+
+
+def goes_on(folder: Path, tuning: Tuning, killed_at: int, *, tied: bool = False, data: InstructionBlocks | None = None):
+    """Kills a tuning at a batch, resumes it, and compares with an undisturbed one."""
 
     def fresh() -> InstructionTuning:
         return module(tuning, pico_model("llama", tied=tied))
 
     whole = fresh()
-    fit(whole)
+    fit(whole, data=data)
     with pytest.raises(Killed):
-        fit(fresh(), checkpoints=tmp_path, callbacks=(KillAt(killed_at),))
+        fit(fresh(), checkpoints=folder, callbacks=(KillAt(killed_at),), data=data)
     resumed = fresh()
-    fit(resumed, checkpoints=tmp_path, resume=True)
+    fit(resumed, checkpoints=folder, resume=True, data=data)
     curves = [
         [{name: value for name, value in row.items() if name != "train/tokens_per_second"} for row in one.history]
         for one in (whole, resumed)
@@ -162,11 +193,75 @@ def test_a_killed_tuning_goes_on_bit_for_bit(tmp_path: Path, at_once: int, kille
         assert torch.equal(mine, theirs)
 
 
-def test_what_does_not_fill_a_step_is_left_out_and_too_little_is_refused():
-    assert settings(batch_size=4, epochs=3).steps(11) == 6
-    assert settings(epochs=0).steps(1) == 0
-    with pytest.raises(ValueError, match="batch_size=4 is more than the 3 blocks"):
-        settings(batch_size=4).steps(3)
+@pytest.mark.parametrize(("count", "steps"), [(12, 3), (11, 3), (9, 3), (8, 2), (3, 1)])
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_an_epoch_learns_each_block_once_whether_they_fill_its_steps_or_not(count: int, steps: int, at_once: int):
+    """Through Lightning's own loop: what the model reads between two steps of the optimizer."""
+    tuning = settings(batch_size=4, blocks_at_once=at_once, epochs=2)
+    assert tuning.steps(count) == 2 * steps and settings(epochs=0).steps(count) == 0
+    packed = replace(blocks(60), layout=blocks(60).layout[:count])
+    read, seen = [0], list[list[int]]([[]])
+
+    class Reader(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict, *_) -> None:
+            seen[-1] += [row.tolist() for row in batch["input_ids"]]
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+            if trainer.global_step > read[-1]:
+                read.append(trainer.global_step)
+                seen.append([])
+
+    fit(module(tuning), 2 * steps, data=packed, callbacks=(Reader(),))
+    assert read[-1] == 2 * steps and [len(step) for step in seen[:-1]] == 2 * [
+        *[4] * (count // 4),
+        *([count % 4] if count % 4 else []),
+    ]
+    whole = sorted(packed[i][0].tolist() for i in range(count))
+    assert sorted(sum(seen[:steps], [])) == whole == sorted(sum(seen[steps:], []))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_the_gradient_of_the_last_smaller_step_is_that_of_its_answers(at_once: int):
+    """Against each conversation read alone, in float64; LoRA's second factor (its first is zero) by the chain rule."""
+    tuning = settings(batch_size=4, blocks_at_once=at_once, epochs=1, learning_rate=0.0, weight_decay=0.0)
+    packed = replace(blocks(60), layout=blocks(60).layout[:11])
+    model = pico_model("llama", tied=False)
+    plain = copy.deepcopy(model).double()
+    found, gradients = module(tuning, model), list[dict[str, torch.Tensor]]()
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+            named = module.named_parameters()
+            gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    fit(found, 3, data=packed, callbacks=(Watch(),))
+    nats, tokens = torch.zeros((), dtype=torch.float64), 0
+    for index in StepBatches(packed, batch_size=4, seed=3).order()[8:]:
+        for number in packed.layout[int(index)]:
+            one = packed.rendered[number]
+            row = torch.from_numpy(one.ids).long()
+            labels = row.where(torch.from_numpy(one.answered), IGNORED)[1:]
+            nats = nats + functional.cross_entropy(plain(row[None]).logits[0, :-1], labels, reduction="sum")
+            tokens += int((labels != IGNORED).sum())
+    loss = nats / tokens
+    loss.backward()
+    (last,) = gradients[2:]
+    expected = {"input.trained": plain.get_input_embeddings().weight.grad, "output.trained": plain.lm_head.weight.grad}
+    for name in (name for name in last if "lora_B" in name):
+        inside = name.removeprefix("body.").removesuffix(".lora_B.default.weight")
+        first = found.body.get_submodule(inside).lora_A.default.weight.double()
+        changed = plain.get_decoder().get_submodule(inside).weight.grad
+        expected[name] = tuning.alpha / tuning.rank * changed @ first.T
+    assert len(expected) == 2 + 2 * 2
+    for name, gradient in expected.items():
+        torch.testing.assert_close(last[name].double(), gradient, rtol=1e-4, atol=1e-6)
+    assert found.history[-1]["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_fewer_blocks_than_a_step_has_are_one_smaller_step():
+    found = module(settings(batch_size=64, blocks_at_once=4), steps=2)
+    fit(found, settings(batch_size=64).steps(len(blocks())))
+    assert [row["step"] for row in found.history] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def fit(
     checkpoints: Path | None = None,
     callbacks: tuple[pl.Callback, ...] = (),
     resume: bool = False,
+    data: InstructionBlocks | None = None,
     **trainer: Any,
 ) -> pl.Trainer:
     """As the run makes its trainer."""
@@ -76,7 +77,7 @@ def fit(
         callbacks=[*own, *callbacks],
         **trainer,
     )
-    data = TuningData(blocks(), batch_size=tuned.tuning.blocks_at_once, seed=3)
+    packed = TuningData(blocks() if data is None else data, batch_size=tuned.tuning.blocks_at_once, seed=3)
     path = str(checkpoints / "last.ckpt") if checkpoints and resume else None
-    fitted.fit(tuned, data, ckpt_path=path)
+    fitted.fit(tuned, packed, ckpt_path=path)
     return fitted

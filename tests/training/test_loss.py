@@ -117,7 +117,7 @@ def test_logits_of_a_batch_never_exist_whole():
 
 
 def test_the_default_chunk_bounds_the_logits_of_a_long_vocabulary():
-    from lep.training.loss import _chunk_size
+    from lep.training.loss import positions_at_once
 
     for device in ("cpu", "cuda"):
-        assert _chunk_size(128_000, device) * 128_000 * 4 <= 2**28
+        assert positions_at_once(128_000, device) * 128_000 * 4 <= 2**28

@@ -113,7 +113,8 @@ def test_every_architecture_trains_in_shards(folder: Path):
     losses = json.loads((folder / "architectures.json").read_text())
     assert losses[:-1] == pytest.approx(alone[:-1], rel=1e-5)
     assert losses[-1] == pytest.approx(alone[-1], rel=1e-3)  # in bfloat16
-    assert len({round(loss, 4) for loss in losses}) == len(losses)
+    assert losses[0] == losses[1]  # Llama and Mistral, which differ beyond these blocks only
+    assert len({round(loss, 4) for loss in losses}) == len(losses) - 1
 
 
 def test_the_leader_goes_on_when_the_other_process_is_gone(folder: Path):
