@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
-from lep import checkpoints, terminal
+from lep import checkpoints, processes, terminal
 from lep.artifacts import artifact_key
 from lep.benchmark.asking import Journal, Ranks, run_suite
 from lep.benchmark.records import SuiteResult, compare, samples, together, write_records
@@ -123,7 +123,7 @@ def make_row(name: str, found: SuiteResult) -> Row:
 
 def start_ranks() -> Ranks:
     """This process among those that torchrun started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+    if processes.count() > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")  # answers are gathered as Python objects
     return Ranks.current()
 

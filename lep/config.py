@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from lep import processes
 
 # What a `_target_` may start with. A guard against mistakes and borrowed configs, not a sandbox.
 ALLOWED_TARGETS = ("lep.", "pytorch_lightning.", "optuna.")
@@ -128,11 +131,7 @@ def check(config: DictConfig) -> None:
     if every is not None and every < 1:
         raise ValueError(f"during_training.every_steps={every} is below 1. Give a number of steps, or null")
     _check_sizes(config)
-    if config.trainer.get("strategy", "auto") != "auto" and not os.environ.get("LOCAL_RANK"):
-        raise ValueError(
-            f"trainer.strategy={config.trainer.strategy} needs one process a device from the start, as one process "
-            "holds the store's lock. Launch with: torchrun --nproc-per-node=N -m lep trainer=ddp"
-        )
+    _check_processes(config)
     unknown_exports = [name for name in config.export if name not in ("original", *config.propagation)]
     if unknown_exports:
         raise ValueError(
@@ -162,6 +161,46 @@ def calibrations(config: DictConfig) -> dict[str, DictConfig]:
     if "calibration" not in planned_stages(config):
         return {}
     return {str(name): node for name, node in config.calibration.items() if name != "on"}
+
+
+def _check_processes(config: DictConfig) -> None:
+    """A device is driven by a process, and what starts them is not Lightning: it would run the command line again."""
+    devices, here = plain(config.trainer.get("devices", 1)), processes.count_here()
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if not processes.started():
+        one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+        if one and config.trainer.get("strategy", "auto") == "auto":
+            return
+        asked = f"trainer.devices={devices}" if not one else f"trainer.strategy={plain(config.trainer.strategy)}"
+        if sweep:
+            raise ValueError(
+                f"{asked} with a sweep (-m): Lightning would start the other processes by the same command, and each "
+                "of them would run the whole sweep. Give every run its own: torchrun --nproc-per-node=N -m lep "
+                "trainer=ddp, once a run; or lep -m hydra/launcher=slurm hydra.launcher.tasks_per_node=N; or let each "
+                "train on one device: trainer=gpu"
+            )
+        raise ValueError(
+            f"{asked} needs one process a device from the start, as one process holds the store's lock. Launch with: "
+            "torchrun --nproc-per-node=N -m lep trainer=ddp"
+        )
+    if sweep and processes.under_torchrun() and processes.count() > 1:
+        raise ValueError(
+            f"A sweep (-m) in the {processes.count()} processes of one torchrun: they part when the first run is "
+            "trained. Call torchrun once a run, or use lep -m hydra/launcher=slurm hydra.launcher.tasks_per_node=N, "
+            "which starts processes for each"
+        )
+    if devices not in ("auto", here, str(here)):
+        raise ValueError(
+            f"trainer.devices={devices}, but {here} processes were started on this machine, one a device. Use "
+            "trainer=ddp or trainer=fsdp, whose devices are as many as the processes"
+        )
+    own_share_of_step(config)
+
+
+def own_share_of_step(config: DictConfig) -> tuple[int, int]:
+    """(blocks at once, batches accumulated) of this process in a step. ValueError if it cannot be shared evenly."""
+    accumulate = config.trainer.get("accumulate_grad_batches", 1)
+    return processes.share_of_step(config.training.batch_size, accumulate, processes.count())
 
 
 def _check_calibration(config: DictConfig) -> None:

@@ -23,9 +23,10 @@ from lep.artifacts import MANIFEST
 from lep.callbacks import ORIGINAL, UNTRAINED
 from lep.config import build, plain, variant_name
 from lep.durable import replacing
+from lep.processes import is_leader
 from lep.report import language_name, languages, render_report, tasks
 from lep.results import Result, Row, Score
-from lep.stages import Plan, is_leader
+from lep.stages import Plan
 from lep.training import EndTraining
 
 GAIN = ("before", "after", "difference", "low", "high", "n")
@@ -41,7 +42,11 @@ def open_loggers(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -
     """The loggers of the config, in the run's folder; `metrics.csv` is always among them.
 
     They are closed at the end, since the next job of a sweep may run in this process: as failed where an error ends it.
+    Of several processes only the leader has any.
     """
+    if not is_leader():
+        yield []
+        return
     os.environ.setdefault("WANDB_MODE", "offline")
     loggers: list[Logger] = [CSVLogger(save_dir=str(run_dir), name="", version="")]
     for name, node in config.logger.items():
@@ -66,7 +71,7 @@ def of_run(node: DictConfig, config: DictConfig, run_dir: Path, chosen: dict[str
         told[NAME[kind]] = run_dir.name
     if kind == "WandbLogger":
         told |= {
-            "id": run_id(run_dir) if is_leader() else None,
+            "id": run_id(run_dir),
             "resume": "allow",
             "job_type": node.job_type or ("propagate" if config.adapted else "adapt"),
             "tags": [f"{group}:{chosen[group]}" for group in TAGGED if group in chosen],

@@ -21,7 +21,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from transformers.utils import logging as transformers_logging
 
-from lep import checkpoints, plan_app, stages, terminal
+from lep import checkpoints, plan_app, processes, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
@@ -115,6 +115,8 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> None:
     """One job, which may be a trial of a search."""
     check(config)
+    if not processes.is_leader() and (config.adapted or "training" not in planned_stages(config)):
+        raise processes.LeaderGoesOn
     if config.search is None:
         make_result(config, run_dir, chosen=chosen)
     else:
@@ -139,7 +141,8 @@ def run_trial(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> N
 
 def make_result(config: DictConfig, run_dir: Path, *, chosen: dict[str, str], watch: Sequence[Callback] = ()) -> Result:
     """A run that is done returns at once, one that was killed goes on, a new one starts."""
-    write_once(run_dir / "config.yaml", config)
+    if processes.is_leader():
+        write_once(run_dir / "config.yaml", config)
     record = run_dir / "result.json"
     if record.exists():
         result = read_result(record)
@@ -164,12 +167,18 @@ def as_task(job: Callable[..., object], config: DictConfig) -> None:
 
     In a sweep any error ends the job alone.
     """
-    quieten()  # here, since a launcher may start this in a process of its own
+    # Here, since a launcher may start this in a process of its own.
+    processes.join()
+    terminal.speak_for_all()
+    quieten()
     hydra_config = HydraConfig.get()
     run_dir, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
-    forget_error(run_dir)
+    if processes.is_leader():
+        forget_error(run_dir)
     try:
         job(config, run_dir, chosen=choices(hydra_config.runtime.choices))
+    except processes.LeaderGoesOn:
+        return
     except Exception as error:
         mistake = isinstance(error, ValueError)
         if not (mistake or sweeping):

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
 from transformers import PreTrainedTokenizerFast
 
-from lep import checkpoints
+from lep import checkpoints, processes
 from lep.artifacts import Artifact, Store, artifact_key
 from lep.benchmark.asking import Ranks, run_suite
 from lep.benchmark.records import compare, gains, samples, write_records
@@ -34,7 +35,16 @@ from lep.calibration.tuning import Tuning
 from lep.calibrator import COPIES_FILE, Calibrator, find_inputs
 from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
-from lep.config import build, calibrations, check_context, plain, planned_stages, trained_rows, variant_name
+from lep.config import (
+    build,
+    calibrations,
+    check_context,
+    own_share_of_step,
+    plain,
+    planned_stages,
+    trained_rows,
+    variant_name,
+)
 from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_progress
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
@@ -46,6 +56,7 @@ from lep.shards import Table, tensor_files
 from lep.tokenizers.report import compare_vocabularies, vocabulary_change
 from lep.training import (
     BenchmarkWhileTraining,
+    Disband,
     EmbeddingTraining,
     LastCheckpoint,
     PackedData,
@@ -62,6 +73,7 @@ BITS_CONTEXT = 240
 OPERATOR_FILE = "operator.safetensors"
 SEEN_FILE = "fingerprints.npy"
 HISTORY_FILE = "history.json"
+TRAIN, TRAINED = "train", "trained"  # what the leader tells the other processes of the tables
 
 
 @dataclass(frozen=True)
@@ -370,13 +382,14 @@ def train(
 
     watch: what else is called back while they train.
     """
-    if not is_leader():
+    if not processes.is_leader():
         # The leader holds the store's lock and judges; the others only train beside it.
-        if not plan.cached("adapted"):
+        if processes.word_of_leader() == TRAIN:
             fit_tables(plan, run_dir, start, [], [])
-        raise SystemExit(0)
+        raise processes.LeaderGoesOn
     stage = plan.stages["adapted"]
     with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
+        processes.word_of_leader(TRAINED if slot.ready else TRAIN)
         if slot.ready:
             history = json.loads((slot.path / HISTORY_FILE).read_text())
             log_again(loggers, history)
@@ -395,11 +408,6 @@ def train(
         return history
 
 
-def is_leader() -> bool:
-    """Whether this process is the only one, or the first of those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def fit_tables(
     plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], callbacks: list[Callback]
 ) -> list[dict[str, float]]:
@@ -407,7 +415,8 @@ def fit_tables(
     config = plan.config
     module, data = make_training(plan, start)
     checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=config.training.checkpoint_every_steps)
-    callbacks = [checkpoint, *([TrainingProgress()] if config.trainer.enable_progress_bar else []), *callbacks]
+    progress = [TrainingProgress()] if config.trainer.enable_progress_bar else []
+    callbacks = [checkpoint, *progress, Disband(), *callbacks]
     callbacks += make_watcher(plan, start.tokenizer)
     trainer = make_trainer(config, loggers, callbacks)
     if checkpoint.path is None:
@@ -492,20 +501,28 @@ def make_training(plan: Plan, start: Adaptation) -> tuple[EmbeddingTraining, Pac
         )
         for language, texts in start.held_out.items()
     }
-    return module, PackedData(start.blocks, batch_size=settings.batch_size, seed=plan.config.seed, held_out=windows)
+    batch_size, _ = own_share_of_step(plan.config)
+    return module, PackedData(start.blocks, batch_size=batch_size, seed=plan.config.seed, held_out=windows)
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], callbacks: list[Any]) -> Trainer:
-    """Lightning's trainer for a number of optimizer steps."""
+    """Lightning's trainer for a number of optimizer steps, in as many processes as were started."""
+    _, accumulate = own_share_of_step(config)
+    group: dict[str, Any] = {}
+    if processes.started():
+        here = processes.count_here()
+        group = {"devices": here, "num_nodes": processes.count() // here, "plugins": [TorchElasticEnvironment()]}
     return build_trainer(
         config,
         loggers,
         callbacks,
         max_steps=config.training.steps,
+        accumulate_grad_batches=accumulate,
         gradient_clip_val=config.training.gradient_clip,
         log_every_n_steps=config.training.log_every_steps,
-        val_check_interval=config.training.validate_every_steps * config.trainer.get("accumulate_grad_batches", 1),
+        val_check_interval=config.training.validate_every_steps * accumulate,
         check_val_every_n_epoch=None,
+        **group,
     )
 
 

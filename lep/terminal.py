@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +13,17 @@ from rich.table import Table
 
 from lep.callbacks import NOT_REPAIRED
 from lep.config import calibrations, planned_stages, trained_rows, variant_name
+from lep.processes import is_leader
 from lep.report import calibration_sentences, incomplete_sentences, terminal_table, unequal_sentences, vocabulary_tables
 from lep.results import Result
-from lep.stages import Plan, is_leader, needs
+from lep.stages import Plan, needs
 
-# Of the processes that torchrun starts, the first speaks for all.
-console = Console(quiet=not is_leader())
+console = Console()
+
+
+def speak_for_all() -> None:
+    """Of the processes of one run, only the leader is heard."""
+    console.quiet = not is_leader()
 
 
 def say(message: str) -> None:
@@ -59,8 +63,7 @@ def show_plan(plan: Plan, run_dir: Path) -> None:
 
 def _sizes(config: DictConfig) -> dict[str, str]:
     training, name = config.training, variant_name(config)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1) * processes
+    per_step = training.batch_size * training.block_size * config.trainer.get("accumulate_grad_batches", 1)
     given = [(key, value) for key, value in config.tokenizer.items() if not str(key).startswith("_") and value]
     variant = ", ".join(f"{key} {value}" for key, value in given)
     return {

@@ -344,17 +344,62 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path: Path):
     assert other.name.rpartition("-")[2] not in offline[0]
 
 
-def test_two_processes_train_as_one(tmp_path: Path):
-    """torchrun on two CPU processes, half a batch each: the loss curve of one process with the whole batch."""
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    whole.mkdir(), halves.mkdir()
-    extra = ("stages=[corpus,tokenizer,training]", "training.freeze_special_tokens=false")
-    lep(whole, *extra, "training.batch_size=8")
-    parallel = (*extra, "training.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *command(*parallel)[1:]]
-    done = subprocess.run(launched, cwd=halves, env=environment(), capture_output=True, text=True, check=True)
+# A run whose every stage is there, shared by the tests of several processes.
+WHOLE = (
+    "training.steps=20",
+    "propagation=[swap]",
+    "calibration=instruct",
+    "calibration.on=[swap]",
+    "instructions.source.count=40",
+    "instructions.copies.count=8",
+    "model.calibration.batch_size=2",
+    "model.calibration.blocks_at_once=1",
+    "during_training.every_steps=10",
+    "during_training.limit=3",
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    lep(folder, *WHOLE)
+    return folder
+
+
+def assert_same_run(several: Path, alone: Path) -> None:
+    """The curve over twenty steps with the benchmark on its way, and what the leader found when the others had left."""
+    found, expected = (read_result(run_dir(folder) / "result.json") for folder in (several, alone))
+    assert [row.name for row in found.rows] == ["original", "no training", "swap", "swap + instruct"]
+    for row, other in zip(found.rows, expected.rows, strict=True):
+        assert row.scores == other.scores
+        for language, bits in row.bits_per_byte.items():
+            assert bits.value == pytest.approx(other.bits_per_byte[language].value, rel=1e-4)
+    assert sum("train/loss" in row for row in found.training["curve"]) == 20
+    for row, other in zip(found.training["curve"], expected.training["curve"], strict=True):
+        assert row.keys() == other.keys()
+        for name in row.keys() - {"train/tokens_per_second"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+    assert sum("benchmark/minimal pairs/ru" in row for row in found.training["curve"]) == 2
+
+
+def test_two_processes_of_torchrun_run_as_one(alone: Path, tmp_path: Path):
+    """Half of every step each, and the leader does the rest alone: also tunes, on one device."""
+    started = command(*WHOLE, "trainer=ddp", "trainer.accelerator=cpu")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *started[1:]]
+    done = subprocess.run(torchrun, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.count("seed 0") == 1  # one process speaks for both
-    ours, theirs = losses(halves), losses(whole)
-    assert len(ours) == 12 and ours.keys() == theirs.keys()
-    for step, loss in ours.items():
-        assert float(loss) == pytest.approx(float(theirs[step]), rel=1e-4)
+    assert_same_run(tmp_path, alone)
+
+
+def test_the_tasks_of_a_submitit_job_run_as_one(alone: Path, tmp_path: Path):
+    """The frozen body in shards, in a sweep whose launcher starts two processes for a run."""
+    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=4")
+    lep(tmp_path, "-m", *WHOLE, "trainer=fsdp", "trainer.accelerator=cpu", *launcher)
+    assert_same_run(tmp_path, alone)
+
+
+def test_a_sweep_over_several_devices_is_refused_with_the_remedy(tmp_path: Path):
+    refused = lep(tmp_path, "-m", "trainer.devices=2", "seed=0,1", check=False)
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    assert "trainer.devices=2 with a sweep (-m)" in refused.stderr and "torchrun" in refused.stderr
+    assert not (tmp_path / "artifacts").exists()

@@ -3,12 +3,16 @@
 import inspect
 import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -179,7 +183,10 @@ def test_several_options_of_a_group_at_once():
         (["training.warmup_steps=1500"], "training.warmup_steps=1500"),
         (["tokenizer=optimization", "tokenizer.keep=100"], "tokenizer.keep=100"),
         (["tokenizer=optimization", "tokenizer.vocab_size=300"], "tokenizer.vocab_size=300"),
-        (["trainer=ddp"], "torchrun"),
+        (["trainer=ddp"], "trainer.devices=auto needs one process a device"),
+        (["trainer=fsdp", "trainer.devices=1"], "lep.training.ShardedBody'} needs one process a device"),
+        (["trainer=gpu", "trainer.devices=4"], "trainer.devices=4 needs .* torchrun --nproc-per-node=N"),
+        (["trainer=gpu", "trainer.devices=[0,1]"], "trainer.devices=[0, 1] needs one process"),
         (["measured_characters=0"], "measured_characters=0"),
         (["during_training.every_steps=0"], "during_training.every_steps=0"),
         (["export_pad_to=0"], "export_pad_to=0"),
@@ -193,6 +200,49 @@ def test_several_options_of_a_group_at_once():
 def test_impossible_combinations_are_refused(overrides: list[str], message: str):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         check(composed(*overrides))
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "ddp", "fsdp"])
+def test_devices_are_as_many_as_the_processes_that_were_started(monkeypatch: pytest.MonkeyPatch, trainer: str):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = composed(f"trainer={trainer}", "training.batch_size=6")
+    check(config)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    if trainer == "cpu":
+        with pytest.raises(ValueError, match=r"trainer.devices=1, but 2 processes .* Use trainer=ddp or trainer=fsdp"):
+            check(config)
+        config = composed("trainer.devices=2", "training.batch_size=6")
+    with pytest.raises(ValueError, match=r"A step of 6 blocks .* shared evenly by 4 processes"):
+        check(config)
+    config.training.batch_size = 8
+    check(config)
+    with run_of(RunMode.MULTIRUN), pytest.raises(ValueError, match=r"4 processes of one torchrun.*tasks_per_node=N"):
+        check(config)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a job of the sweep with processes of its own
+    with run_of(RunMode.MULTIRUN):
+        check(config)
+
+
+@pytest.mark.parametrize("overrides", [["trainer=ddp"], ["trainer=fsdp"], ["trainer.devices=2"]])
+def test_a_sweep_starts_no_processes_by_running_itself_again(overrides: list[str]):
+    with run_of(RunMode.MULTIRUN), pytest.raises(ValueError, match=r"a sweep \(-m\).* once a run.*tasks_per_node=N"):
+        check(composed(*overrides))
+    with run_of(RunMode.MULTIRUN):
+        check(composed())
+
+
+@contextmanager
+def run_of(mode: RunMode) -> Iterator[None]:
+    """As within Hydra's own main: what it says of the run."""
+    with initialize_config_module("lep.conf", version_base="1.3"):
+        config = compose("config", return_hydra_config=True)
+    config.hydra.mode = mode
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def test_a_possible_combination_is_not():

@@ -24,7 +24,7 @@ LAYERS = (
     {"vocabulary", "assets"},
     {"corpus"},
     {"results", "artifacts", "charts", "config", "cost", "memory", "shards"},
-    {"durable"},
+    {"durable", "processes"},
 )
 BORDERS = {
     "hydra": {"run", "benchmark_app", "plan_app", "config", "sweep"},

@@ -120,20 +120,20 @@ def test_the_rows_that_move_are_those_of_the_config(rows: str):
     assert row(budget, "training").memory.tables == 4 * 2 * moving * 4096
 
 
-def test_tokens_are_steps_times_blocks_times_devices():
+def test_tokens_are_steps_times_blocks_however_many_devices_share_them():
     sizes = (
         "training.steps=300",
         "training.batch_size=3",
         "training.block_size=48",
-        "trainer.accumulate_grad_batches=5",
+        "trainer.accumulate_grad_batches=8",
         "trainer.devices=2",
     )
     budget = planned(*sizes)
-    assert budget.devices == 2 and row(budget, "training").tokens == 300 * 3 * 48 * 5 * 2
+    assert budget.devices == 2 and row(budget, "training").tokens == 300 * 3 * 48 * 8
     several = planned(*sizes, "+trainer.num_nodes=4")
-    assert several.devices == 8 and row(several, "training").tokens == 4 * row(budget, "training").tokens
-    # Each has a quarter of the work of all, and as long a time; what is measured on the way is shared too.
-    assert several.hours(row(several, "training")) == pytest.approx(budget.hours(row(budget, "training")), rel=0.05)
+    assert several.devices == 8 and row(several, "training").tokens == row(budget, "training").tokens
+    # Four times as many devices take a quarter of the time; what is measured on the way is shared too.
+    assert several.hours(row(several, "training")) == pytest.approx(budget.hours(row(budget, "training")) / 4, rel=0.05)
 
 
 def test_hours_are_operations_over_what_the_device_reaches():
@@ -386,8 +386,8 @@ def test_where_nothing_fits_the_memory_that_would_is_told():
 
 def test_a_body_in_parts_takes_its_share():
     whole, parts = (
-        planned("model=qwen2_5_32b", *H100, "trainer.devices=8", f"+trainer.strategy={strategy}")
-        for strategy in ("ddp", "fsdp")
+        planned("model=qwen2_5_32b", "hardware=h100", f"trainer={trainer}", "trainer.devices=8")
+        for trainer in ("ddp", "fsdp")
     )
     weights = [row(budget, "training").memory.weights for budget in (whole, parts)]
     assert weights[1] < weights[0] / 4

@@ -15,6 +15,7 @@ from lep.config import check_context, plain, planned_stages, trained_rows
 from lep.corpus import CorpusFilters
 from lep.cost import Batch, Memory, Shape, Trained
 from lep.embeddings import TABLES_FILE, open_embeddings
+from lep.processes import share_of_step
 from lep.training.loss import positions_at_once
 
 # Of text that nobody has read: characters of a new vocabulary's token, bytes of a character of Russian.
@@ -120,9 +121,11 @@ class Forecast:
 
     @property
     def batch(self) -> Batch:
+        """Of one device; the blocks of a step are the same on any number of them."""
         training = self.config.training
         accumulate = self.config.trainer.get("accumulate_grad_batches", 1)
-        return self.make_batch(training.batch_size, training.block_size, self.width, accumulate)
+        blocks, batches = share_of_step(training.batch_size, accumulate, self.devices)
+        return self.make_batch(blocks, training.block_size, self.width, batches)
 
     def make_batch(self, blocks: int, block_size: int, width: int, accumulate: int) -> Batch:
         """A batch with the loss in chunks as the device has them."""

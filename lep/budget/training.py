@@ -92,7 +92,7 @@ def training_memory(forecast: Forecast, batch: Batch, *, shards: int | None = No
 def training_remedies(forecast: Forecast, room: int) -> Iterator[str]:
     """Settings with which training fits into that many bytes, and what it takes then; a step keeps its blocks."""
     batch = forecast.batch
-    in_step = batch.blocks * batch.accumulate
+    in_step = batch.blocks * batch.accumulate  # on this device
     narrow = replace(batch, width=2)
     single = replace(narrow, blocks=1, accumulate=in_step)
     smaller = [replace(batch, blocks=n, accumulate=in_step // n) for n in _halves(batch.blocks, least=1)]
@@ -106,7 +106,7 @@ def training_remedies(forecast: Forecast, room: int) -> Iterator[str]:
     for after, shards in found:
         memory = gigabytes(training_memory(forecast, after, shards=shards).total)
         shared = f"trainer=fsdp trainer.devices={shards} " if shards > 1 else ""
-        yield f"{shared}{_settings(batch, after)} ({memory}{' each' if shards > 1 else ''})"
+        yield f"{shared}{_settings(batch, after, in_step * forecast.devices)} ({memory}{' each' if shards > 1 else ''})"
 
 
 def _first_fitting(forecast: Forecast, batches: list[Batch], room: int) -> Batch | None:
@@ -121,12 +121,12 @@ def _first_sharing(forecast: Forecast, batch: Batch, room: int) -> list[tuple[Ba
     return [pair for pair in shared if training_memory(forecast, pair[0], shards=pair[1]).total <= room][:1]
 
 
-def _settings(before: Batch, after: Batch) -> str:
-    """What is set to come from one batch to the other."""
+def _settings(before: Batch, after: Batch, in_step: int) -> str:
+    """What is set to come from one batch to the other, where a step has so many blocks on all devices."""
     changed = {
         "training.body_dtype=bfloat16": before.width != after.width,
         f"training.batch_size={after.blocks}": before.blocks != after.blocks,
-        f"trainer.accumulate_grad_batches={after.accumulate}": before.accumulate != after.accumulate,
+        f"trainer.accumulate_grad_batches={in_step // after.blocks}": before.blocks != after.blocks,
         f"training.block_size={after.block_size}": before.block_size != after.block_size,
     }
     return " ".join(setting for setting, differs in changed.items() if differs)

@@ -34,7 +34,8 @@ class BlockBatches:
 
     Each epoch is a fresh permutation by (seed, epoch) of which every rank takes its share of every step; what does
     not fill `steps` whole (a batch on every rank, as many times as gradients are accumulated) is left out of this
-    epoch. `state_dict` is the position: the next batch to give.
+    epoch. `state_dict` is the position: how many blocks all ranks have given. After a whole step it means the same
+    however the blocks of a step are shared out.
     """
 
     # What the blocks hold and the config group that sets their batch, for the message about too few of them.
@@ -50,12 +51,13 @@ class BlockBatches:
         self.world_size = world_size
         self.accumulate = accumulate
         self._batches = self._per_epoch()
+        self.blocks_per_step = batch_size * world_size * accumulate
         self._epoch = 0
         self._next = 0
         if not self._batches:
             raise ValueError(
                 f"The {self.text} packs into {len(blocks)} blocks, fewer than the "
-                f"{batch_size * world_size * accumulate} of one step ({self.group}.batch_size={batch_size} x "
+                f"{self.blocks_per_step} of one step ({self.group}.batch_size={batch_size} x "
                 f"{world_size} devices x {accumulate} accumulated batches). Give more text, or a smaller batch or "
                 "block."
             )
@@ -87,7 +89,7 @@ class BlockBatches:
 
     def state_dict(self) -> dict[str, int]:
         """The position, and what must be the same for it to mean anything."""
-        return {"epoch": self._epoch, "next": self._next} | self._identity()
+        return {"epoch": self._epoch, "given": self._next * self.batch_size * self.world_size} | self._identity()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go to the position of a checkpoint. ValueError if it was made with other data settings."""
@@ -97,16 +99,10 @@ class BlockBatches:
                     f"The checkpoint was made with {name}={state[name]}, this run has {name}={value}, so its place in "
                     "the data means nothing here. Resume with the old value, or start a new run."
                 )
-        self._epoch, self._next = state["epoch"], state["next"]
+        self._epoch, self._next = state["epoch"], state["given"] // (self.batch_size * self.world_size)
 
     def _identity(self) -> dict[str, int]:
-        return {
-            "seed": self.seed,
-            "num_blocks": len(self.blocks),
-            "batch_size": self.batch_size,
-            "num_devices": self.world_size,
-            "batches_per_epoch": self._batches,
-        }
+        return {"seed": self.seed, "num_blocks": len(self.blocks), "blocks_per_step": self.blocks_per_step}
 
 
 @lru_cache(maxsize=1)

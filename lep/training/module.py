@@ -150,7 +150,7 @@ class EmbeddingTraining(pl.LightningModule):
         dtype = _body_dtype(self.body_dtype, self.trainer.strategy.root_device)
         for parameter in self.parameters():
             # Parameters only: the buffers of rotary positions must stay float32.
-            if not parameter.requires_grad and parameter.is_floating_point():
+            if not parameter.requires_grad and parameter.is_floating_point() and parameter.dtype != dtype:
                 parameter.data = parameter.data.to(dtype)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -221,9 +221,7 @@ class EmbeddingTraining(pl.LightningModule):
 
     def _log_training(self, step: int) -> None:
         """Log the mean loss and the speed since the last time. The only place that waits for the device."""
-        loss = float(self._loss_sum) / self._loss_count
-        if self.trainer.world_size > 1:
-            loss = float(self.trainer.strategy.reduce(torch.tensor(loss, device=self.device), reduce_op="mean"))
+        loss = self._mean_loss_sum() / self._loss_count
         values = {
             "train/loss": loss,
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
@@ -236,6 +234,13 @@ class EmbeddingTraining(pl.LightningModule):
         # Straight to the loggers: `self.log` costs a little on every step, and this happens on few.
         for logger in self.trainer.loggers:
             logger.log_metrics({self.logged_as + name: value for name, value in values.items()}, step=step)
+
+    def _mean_loss_sum(self) -> float:
+        """The sum of losses since the last log, its mean over all processes. All of them must call."""
+        if self.trainer.world_size == 1:
+            return float(self._loss_sum)
+        loss_sum = torch.tensor(float(self._loss_sum), dtype=torch.float64, device=self.device)
+        return float(self.trainer.strategy.reduce(loss_sum, reduce_op="mean"))
 
     def on_validation_start(self) -> None:
         self._paused_at = perf_counter()
@@ -278,12 +283,16 @@ class EmbeddingTraining(pl.LightningModule):
         checkpoint[STATE_KEY] = {
             "history": self.history,
             "tokens": self._tokens,
-            "loss_sum": float(self._loss_sum),
+            "loss_sum": self._mean_loss_sum(),
             "loss_count": self._loss_count,
+            "accumulate": self.trainer.accumulate_grad_batches,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint. ValueError if its tables are not those that this run trains."""
+        """Go on from a checkpoint, whatever the number of processes that made it.
+
+        ValueError if its tables are not those that this run trains.
+        """
         own = self.state_dict()
         for name in sorted(self._trained_names()):  # the same table is named first every time
             found = checkpoint["state_dict"].get(name)
@@ -296,14 +305,26 @@ class EmbeddingTraining(pl.LightningModule):
         state = checkpoint[STATE_KEY]
         self.history = list(state["history"])
         self._tokens = state["tokens"]
-        self._loss_sum = state["loss_sum"]
-        self._loss_count = state["loss_count"]
+        own_batches, its_batches = self.trainer.accumulate_grad_batches, state["accumulate"]
+        self._loss_sum = state["loss_sum"] * own_batches / its_batches
+        self._loss_count = state["loss_count"] * own_batches // its_batches
+        if own_batches != its_batches:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            rescale_batches_(progress, own_batches, its_batches)
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _tables(self) -> list[TrainedTable]:
         return [self.input] if self.output is self.input else [self.input, self.output]
+
+
+def rescale_batches_(progress: Mapping[str, Any], own: int, its: int) -> None:
+    """Have Lightning's count of batches, saved after a whole step of `its` batches, count `own` batches for each."""
+    for counts in (progress["total"], progress["current"]):
+        under_way = counts["ready"] - counts["completed"]  # the batch whose end saved the checkpoint
+        ready = counts["ready"] * own // its
+        counts.update(ready=ready, started=ready, processed=ready, completed=ready - under_way)
 
 
 def cosine_schedule(warmup_steps: int, total_steps: int, *, final: float = 0.0) -> Any:
