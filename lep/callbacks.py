@@ -43,7 +43,6 @@ from lep.shards import Table
 from lep.training import EmbeddingTraining
 from lep.vocabulary import SubtokenOperator, read_vocabulary
 
-ORIGINAL, UNTRAINED = "original", "no training"
 # Conversations that show where a turn ends: of each language, and how long.
 PROBES, PROBE_CHARACTERS, PROBE_TOKENS = 100, 300, 64
 PROBES_AT_ONCE = 32

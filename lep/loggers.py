@@ -20,12 +20,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from lep import checkpoints
 from lep.artifacts import MANIFEST
-from lep.callbacks import ORIGINAL, UNTRAINED
 from lep.config import build, plain, variant_name
 from lep.durable import replacing
 from lep.processes import is_leader
 from lep.report import language_name, languages, render_report, tasks
-from lep.results import Result, Row, Score
+from lep.results import ORIGINAL, UNTRAINED, Result, Row, Score
 from lep.stages import Plan
 from lep.training import EndTraining
 

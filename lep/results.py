@@ -19,6 +19,7 @@ from typing import Any
 
 from lep.durable import replacing
 
+ORIGINAL, UNTRAINED = "original", "no training"  # the rows that every propagation is compared with
 BITS = "bits per byte"  # what the score is called in comparisons: of a language's texts, and less is better
 TOTAL = "all tasks"  # what the items of all tasks of a language together are called
 FORMAT = 1  # bump when a reader of the previous format would misread the file

@@ -33,7 +33,7 @@ from lep.calibration.copying import Fingerprints, write_fingerprints
 from lep.calibration.method import Calibration, CopySource, named_in_full
 from lep.calibration.tuning import Tuning
 from lep.calibrator import COPIES_FILE, Calibrator, find_inputs
-from lep.callbacks import ORIGINAL, UNTRAINED, Candidate, Judge, Judged, PropagateAndBenchmark
+from lep.callbacks import Candidate, Judge, Judged, PropagateAndBenchmark
 from lep.chat import check_siblings, result_tokenizer, special_pairs
 from lep.config import (
     build,
@@ -51,7 +51,7 @@ from lep.export.progress import busy, rows_progress
 from lep.memory import SMALL_MODEL_BYTES, peak_memory_bytes, propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
-from lep.results import Result, environment
+from lep.results import ORIGINAL, UNTRAINED, Result, environment
 from lep.shards import Table, tensor_files
 from lep.tokenizers.report import compare_vocabularies, vocabulary_change
 from lep.training import (

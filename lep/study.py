@@ -28,11 +28,10 @@ import yaml
 from scipy.special import stdtrit
 
 from lep.report import incomplete_sentences
-from lep.results import Result, Row, Score, read_result
+from lep.results import ORIGINAL, Result, Row, Score, read_result
 
 Key = TypeVar("Key", bound=Hashable)
 
-ORIGINAL = "original"
 BITS, CHARACTERS = "bits a byte", "characters a token"
 TWO_SIDED = 1.959964  # standard errors on either side of a normal mean that hold 95 %
 # Where a run lies, who watched it, and its seed: runs that differ in these alone repeat one another.

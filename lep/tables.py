@@ -11,16 +11,15 @@ import io
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lep.report import DIAGNOSTICS, VOCABULARY_COSTS, language_name, number, percent
-from lep.results import TOTAL, Score
+from lep.results import ORIGINAL, TOTAL, UNTRAINED, Score
 from lep.study import (
     BITS,
     CHARACTERS,
-    ORIGINAL,
     TWO_SIDED,
     Estimate,
     Group,
@@ -158,12 +157,31 @@ def _score_table(board: Board) -> Table:
     if board.texts_differ:
         notes.append(f"The runs were measured on different texts: {CHARACTERS} and {BITS} do not compare.")
     lines = []
-    for i, line in enumerate(board.lines):
-        cells = [Cell(line.label), Cell(line.model), Cell(str(len(line.seeds)), len(line.seeds))]
+    for i, label in _yardsticks_once(board).items():
+        line = board.lines[i]
+        cells = [Cell(label), Cell(line.model), Cell(str(len(line.seeds)), len(line.seeds))]
         lines.append([*cells, *(_score_cell(board, column, i) for column in board.columns)])
     columns = [(column.name, f"n = {column.n}" if column.n else "") for column in board.columns]
     title = language_name(board.language) + (f": {board.suites}" if board.suites else "")
     return Table(title, " ".join(notes), [("run", ""), ("model", ""), ("seeds", ""), *columns], lines, 2)
+
+
+def _yardsticks_once(board: Board) -> dict[int, str]:
+    """The lines to show, with their labels. What a rule is compared with is told once for all runs that share it."""
+    found: dict[Hashable, tuple[int, list[str]]] = {}
+    for i, line in enumerate(board.lines):
+        compared = line.model == UNTRAINED or not competes(line.model)
+        original = board.originals.get(line.label, line).estimates
+        told = repr((line.model, line.seeds, line.estimates, original)) if compared else i
+        found.setdefault(told, (i, []))[1].append(line.label)
+    runs = len({line.label for line in board.lines})
+    return {i: _standing_for(labels, runs) for i, labels in found.values()}
+
+
+def _standing_for(labels: Sequence[str], runs: int) -> str:
+    if 1 < len(labels) == runs:
+        return "every run"
+    return ", ".join(labels[:2]) if len(labels) < 3 else f"{labels[0]} and {len(labels) - 1} more"
 
 
 def _score_cell(board: Board, column: Column, place: int) -> Cell:
@@ -310,7 +328,7 @@ def vocabulary_tables(study: Study) -> list[Table]:
     ]
     lines = []
     for labels, name, report in found.values():
-        label = "every run" if 1 < len(labels) == len(study.groups) else ", ".join(labels)
+        label = _standing_for(labels, len(study.groups))
         of = [report["languages"].get(language, {}).get(key) for key, _, language in costs]
         cells = [EMPTY if value is None else Cell(f"{value:.2f}", value) for value in of]
         lines.append([Cell(label), Cell(name), Cell(number(report["size"]), report["size"]), *cells])

@@ -43,6 +43,7 @@ SMALL = {
     "benchmark.fair.timed_tokens": 2,
     "benchmark.continuation.count": 2,
     "instructions.source.count": 24,
+    "instructions.source.limit": 12,
     "instructions.copies.count": 4,
     "calibration.self.answers.questions": 8,
     "instructions.copies.characters": [40, 60],
@@ -52,6 +53,7 @@ SMALL = {
 }
 SMALL_VOCABULARY = {"tokenizer.new_tokens": 40, "tokenizer.vocab_size": 700}  # of other texts than the micro-world
 ONE_SEED = "seed=0"
+ABSENT = object()
 
 
 def commands(page: Path) -> list[str]:
@@ -173,7 +175,7 @@ def small(config: DictConfig, given: list[str]) -> list[str]:
     return [
         f"{key}={str(value).replace(' ', '')}"
         for key, value in sizes.items()
-        if key not in said and OmegaConf.select(config, key) is not None
+        if key not in said and OmegaConf.select(config, key, default=ABSENT) is not ABSENT
     ]
 
 
@@ -185,6 +187,9 @@ def test_what_is_shown_works(
     program, *words = filled_in(shlex.split(command), adapted)
     if program == "torchrun":
         program, words = started_by_torchrun(words, monkeypatch)
+    launcher = dict(word.removeprefix("hydra.launcher.").split("=", 1) for word in words if "hydra.launcher." in word)
+    if "tasks_per_node" in launcher:
+        as_first_process(int(launcher["tasks_per_node"]), int(launcher.get("nodes", 1)), monkeypatch)
     if program == "make":
         subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
     elif program == "source":
@@ -209,11 +214,14 @@ def started_by_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tu
     assert given.module
     if given.training_script == "lep.benchmark_app":
         return "lep-benchmark", given.training_script_args
-    here, nodes = int(given.nproc_per_node), int(given.nnodes.rpartition(":")[2])
+    as_first_process(int(given.nproc_per_node), int(given.nnodes.rpartition(":")[2]), monkeypatch)
+    return given.training_script, given.training_script_args
+
+
+def as_first_process(here: int, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     group = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": here * nodes, "LOCAL_WORLD_SIZE": here}
     for name, value in group.items():
         monkeypatch.setenv(name, str(value))
-    return given.training_script, given.training_script_args
 
 
 def small_benchmark(words: list[str]) -> list[str]:

@@ -187,3 +187,21 @@ def test_csv_holds_every_number_once(tmp_path: Path) -> None:
         line for group in study.groups for line in group.lines if (line.label, line.model) == (found["run"], "delta")
     )
     assert float(found["mean"]) == line.estimates["copying/ru"].mean and found["n"] == "200" and found["seeds"] == "3"
+
+
+def test_what_rules_are_compared_with_is_told_once(tmp_path: Path) -> None:
+    shared = [row("original", 0.9), row("no training", 0.1)]
+    runs = {
+        "a": [*shared, row("swap", 0.5)],
+        "b": [*shared, row("swap", 0.5)],
+        "c": [row("original", 0.9), row("no training", 0.2)],
+    }
+    (table, _) = score_tables(study_of(tmp_path, **runs))
+    assert [tuple(cell.text for cell in line[:2]) for line in table.lines] == [
+        ("every run", "original"),
+        ("tokenizer=a, tokenizer=b", "no training"),
+        ("tokenizer=a", "swap"),
+        ("tokenizer=b", "swap"),  # rules are never taken together, however alike
+        ("tokenizer=c", "no training"),
+    ]
+    assert cells(table, "tokenizer=b", "swap")["copying"].endswith("55.6 %")

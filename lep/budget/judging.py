@@ -10,6 +10,7 @@ from lep.budget.forecast import CHARACTERS_PER_TOKEN, Forecast
 from lep.config import calibrations, planned_stages
 from lep.cost import Memory
 from lep.memory import PROCESS_BYTES, SMALL_MODEL_BYTES
+from lep.results import ORIGINAL, UNTRAINED
 
 ASKING = 60  # tokens of a request and its answer in the micro-world
 MICRO_TASKS = 16  # kinds of items in the micro benchmark, of both languages
@@ -32,7 +33,7 @@ def judged(forecast: Forecast) -> list[str]:
         repaired = forecast.shape.parameters() * forecast.stored <= SMALL_MODEL_BYTES
     if not needed and not repaired:
         return []
-    return ["original", *([] if config.adapted else ["no training"]), *map(str, config.propagation)]
+    return [ORIGINAL, *([] if config.adapted else [UNTRAINED]), *map(str, config.propagation)]
 
 
 def beside_judging(forecast: Forecast) -> Memory:
