@@ -139,8 +139,8 @@ def show(job: Job) -> None:
 def stages_table(budget: Budget) -> Table:
     """A row a stage; memory is that of the device, or of the machine where the device has no part in it."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("stage", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("stage", min_width=len("initialisation"))
+    table.add_column("", min_width=13)
     for name in ("tokens", "FLOPs", "memory", "disk", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in budget.rows:

@@ -28,7 +28,6 @@ ROWS = {
     "calibration": calibration_rows,
     "benchmark": benchmark_rows,
 }
-SHORTER = "fewer blocks at once (calibration.NAME.tuning.blocks_at_once), shorter ones (tuning.block_size), or "
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,20 @@ def _too_large(forecast: Forecast, row: Row) -> Iterator[str]:
     if wanted <= room:
         return
     remedies = "; or ".join(training_remedies(forecast, room)) if row.stage == "training" else ""
-    remedies = remedies or f"{SHORTER * row.stage.startswith('calibration')}a device with {gigabytes(wanted)}"
+    remedies = remedies or f"{_shorter_blocks(forecast, row)}a device with {gigabytes(wanted)}"
     name = forecast.device.name
     yield f"{row.stage} takes {gigabytes(wanted)}, {name} has {gigabytes(room)}. It fits with {remedies}"
+
+
+def _shorter_blocks(forecast: Forecast, row: Row) -> str:
+    """What would help a calibration; "" for other stages."""
+    stage, _, name = row.stage.partition(" ")
+    if stage != "calibration":
+        return ""
+    key = f"calibration.{name}.tuning"
+    several = forecast.config.calibration[name].tuning.blocks_at_once > 1
+    fewer = f"fewer blocks at once ({key}.blocks_at_once), " if several else ""
+    return f"{fewer}shorter blocks ({key}.block_size), or "
 
 
 def _said(config: DictConfig, device: Device) -> Iterator[str]:
