@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint setup clean
 
-demo: setup ## the whole method on the embedded tiny pair, in about five minutes
+demo: setup ## the whole method on the embedded tiny pair, in two to three minutes
 	$(VENV)/bin/lep
 
 test: setup $(STAMP)-tests ## ruff, then every test
