@@ -104,7 +104,12 @@ class Store:
 
     def peek(self, kind: str, name: str, inputs: dict) -> bool:
         """Whether `get_or_build` would find the artifact whole. Takes no lock."""
-        return _whole(self.root / kind, artifact_key(kind, inputs)) is not None
+        return self.find(kind, artifact_key(kind, inputs)) is not None
+
+    def find(self, kind: str, key: str) -> Path | None:
+        """The directory of an artifact by its key, if it is there whole."""
+        found = _whole(self.root / kind, key)
+        return found[0] if found else None
 
     def get_or_build(self, kind: str, name: str, inputs: dict, build: Callable[[Path], dict | None]) -> Artifact:
         """The artifact of these inputs, made by `build(directory) -> facts` if no process has made it yet.

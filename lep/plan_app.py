@@ -2,19 +2,21 @@
 
     lep plan model=llama3_8b tokenizer=extension trainer=gpu hardware=h100
     lep plan experiment=gates
-    lep plan model.base=DIR trainer=gpu training.block_size=512 hardware=rtx4090 hardware.efficiency=0.5
+    lep plan model=qwen3_8b model.base=DIR trainer=gpu training.block_size=512 hardware=rtx4090
 
-`lep plan` takes what `lep` takes, and hardware=NAME (see conf/hardware); without it a config that trains on a CPU is
-planned for this machine's, any other for an H100. docs/cost.md has the formulas, and what is assumed where only the
-data know.
+`lep plan` takes what `lep` takes (overrides, -m, --config-dir), and hardware=NAME (see conf/hardware); without it a
+config that trains on a CPU is planned for this machine's, any other for an H100. docs/cost.md has the formulas, and
+what is assumed where only the data know.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +37,9 @@ from lep.cost import Memory
 from lep.terminal import complain, console, say
 
 MEASURED_SECONDS, MEASURED_SIZE = 0.5, 1024  # of products of two square matrices
-FLAGS = ("-m", "--multirun")  # what is swept is planned with them as without
+FLAGS = ArgumentParser(add_help=False, allow_abbrev=False)  # of Hydra's, those that change what is planned, and -m
+FLAGS.add_argument("-m", "--multirun", action="store_true")  # what is swept is planned with it as without
+FLAGS.add_argument("-cd", "--config-dir")
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -65,17 +69,28 @@ def main(arguments: Sequence[str], *, version_base: str) -> int:
 
 def plan(arguments: Sequence[str], *, version_base: str) -> list[Job]:
     """Every run that the arguments start, with what it takes. ValueError, and Hydra's own errors, say what is wrong."""
-    arguments = [argument for argument in arguments if argument not in FLAGS]
-    unknown = [argument for argument in arguments if argument.startswith("-")]
+    flags, overrides = FLAGS.parse_known_args(arguments)
+    unknown = [override for override in overrides if override.startswith("-")]
     if unknown:
         raise ValueError(f"lep plan has no flag {unknown[0]}. Give overrides as to `lep`, and hardware=NAME")
-    of_hardware = [argument for argument in arguments if argument.startswith(("hardware=", "hardware."))]
+    place = also_in(flags.config_dir)
+    of_hardware = [override for override in overrides if override.startswith(("hardware=", "hardware."))]
     with initialize_config_module("lep.conf", version_base=version_base):
-        jobs = sweep([argument for argument in arguments if argument not in of_hardware])
+        jobs = sweep([*place, *(override for override in overrides if override not in of_hardware)])
         configs = [compose("config", overrides=job) for job in jobs]
-        device = find_device(of_hardware, default="cpu" if configs[0].trainer.accelerator == "cpu" else "h100")
+        default = "cpu" if configs[0].trainer.accelerator == "cpu" else "h100"
+        device = find_device([*place, *of_hardware], default=default)
     budgets = [make_budget(config, device) for config in configs]
     return [Job(run_name(job), config, budget) for job, config, budget in zip(jobs, configs, budgets, strict=True)]
+
+
+def also_in(config_dir: str | None) -> list[str]:
+    """The override by which options are looked for in a folder of the user's too; ValueError if it is not there."""
+    if config_dir is None:
+        return []
+    if not Path(config_dir).is_dir():
+        raise ValueError(f"--config-dir {config_dir} is no folder; give the one that holds corpus/, benchmark/, ...")
+    return [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"]
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -94,7 +109,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 def find_device(overrides: Sequence[str], *, default: str) -> Device:
     """The device that is named; of a CPU, what this machine does and has. The group is none of a run's own."""
     named = [override for override in overrides if override.startswith("hardware=")] or [f"hardware={default}"]
-    settings = [override for override in overrides if override.startswith("hardware.")]
+    settings = [override for override in overrides if override not in named]
     node: dict[str, Any] = plain(compose("config", overrides=[f"+{named[-1]}", *settings]).hardware)
     if node["tflops"] is None:
         node["tflops"] = measure_flops() / 1e12

@@ -25,6 +25,7 @@ from lep import checkpoints, plan_app, processes, stages, terminal
 from lep.config import check, choices, planned_stages, write_once
 from lep.corpus import PreparedCorpus
 from lep.embeddings import Embeddings, open_embeddings
+from lep.export.checks import check_reads_back
 from lep.loggers import log_config, log_result, open_loggers
 from lep.report import write_report
 from lep.results import Result, read_result, write_result
@@ -74,6 +75,8 @@ def adapt(
             checkpoints.resolve_adapted(config.adapted) if config.adapted else stages.make_tokenizer(plan, corpus).path
         )
         tokenizer = checkpoints.load_tokenizer(tokenizer_dir, key="adapted")
+        if config.export and plan.instruct_dir:
+            check_reads_back(tokenizer, plan.instruct_dir)
         operator = stages.make_operator(plan, tokenizer)
         vocabularies = stages.describe_vocabularies(plan, corpus, tokenizer, operator)
     if "training" not in asked:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from lep.artifacts import Store
 from lep.callbacks import NOT_REPAIRED
 from lep.config import calibrations, planned_stages, trained_rows, variant_name
 from lep.processes import is_leader
@@ -101,6 +102,8 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
         say(f"unequal   {sentence}")
     for sentence in calibration_sentences(result):
         say(f"gain      {sentence}")
+    if tables := Store(config.artifacts_dir).find("adapted", result.artifacts.get("adapted", {}).get("key", "")):
+        say(f"tables    {tables}  (adapted=DIR takes them to another instruct tune)")
     for path in sorted((run_dir / "models").glob("[!.]*")):
         say(f"{'adapter' if path.name.endswith('-adapter') else 'model':9} {path}")
     for name, found in result.propagation.items():

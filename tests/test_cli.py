@@ -72,7 +72,7 @@ def test_one_run_leaves_everything(finished: tuple[Path, str]):
     for name in ("config.yaml", "metrics.csv", "report.html", "answers/swap.jsonl", "models/conversion/config.json"):
         assert (here / name).is_file(), name
     assert not (here / "checkpoints" / "last.ckpt").exists()
-    for words in ("original", "conversion", "report.html", "next"):
+    for words in ("original", "conversion", "report.html", "next", "tables    artifacts/adapted/tiny-extension-"):
         assert words in printed
 
 

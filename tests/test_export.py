@@ -362,6 +362,15 @@ def test_a_tokenizer_that_transformers_reads_otherwise_is_not_published(tmp_path
     refused(tmp_path, "as Qwen2Tokenizer", tmp_path / "instruct", tables, old)
 
 
+def test_a_vocabulary_that_cannot_be_read_back_is_known_before_training(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "llama"}))
+    checks.check_reads_back(pico_tokenizer(300), tmp_path)
+    config.write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match="as Qwen2Tokenizer.*tokenizer=bpe"):
+        checks.check_reads_back(pico_tokenizer(300), tmp_path)
+
+
 def test_a_directory_that_is_there_is_replaced_whole_and_a_failure_leaves_it(
     instruct_dir, tokenizer, tmp_path, monkeypatch
 ):

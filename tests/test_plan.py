@@ -464,6 +464,22 @@ def test_a_sweep_is_planned_run_by_run():
     assert [job.config.model.name for job in swept] == ["llama3_8b", "mistral_7b"]
 
 
+def test_a_folder_of_ones_own_options_is_planned_as_it_runs(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "hardware").mkdir()
+    (tmp_path / "corpus" / "own.yaml").write_text("defaults: [text_files]\nname: own\n")
+    (tmp_path / "hardware" / "mine.yaml").write_text("defaults: [h100]\nname: Mine\n")
+    given = ["--config-dir", str(tmp_path), "corpus=own", f"corpus.paths=[{__file__}]", "seed=0,1", "hardware=mine"]
+    jobs = plan_app.plan(given, version_base=HYDRA_VERSION_BASE)
+    assert [(job.config.corpus.name, job.config.seed, job.budget.device.name) for job in jobs] == [
+        ("own", 0, "Mine"),
+        ("own", 1, "Mine"),
+    ]
+    assert not any("searchpath" in job.name for job in jobs)
+    with pytest.raises(ValueError, match="--config-dir nowhere is no folder"):
+        plan_app.plan(["--config-dir", "nowhere"], version_base=HYDRA_VERSION_BASE)
+
+
 def test_every_number_is_shown_at_the_width_of_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setattr(plan_app.console, "width", 80)
     arguments = ["model=llama3_8b,mistral_7b", "tokenizer=extension", *H100, "export=[conversion]"]

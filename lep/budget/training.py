@@ -43,7 +43,7 @@ def _training_row(forecast: Forecast, packed: int | None) -> Row:
     )
     initial = cost.tables_bytes(shape, trained.vocabulary)
     tokens = blocks * batch.block_size
-    passes = f"; {tokens / packed:,.2g} times the text" if packed else ""
+    passes = f"; {float(f'{tokens / packed:.2g}'):,g} times the text" if packed else ""
     return Row(
         "training",
         f"{steps:,} steps, {trained.output:,} of {trained.vocabulary:,} rows move{passes}",

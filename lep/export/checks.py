@@ -5,9 +5,11 @@ there is one. Out: what was seen, a line a check. Any failure is a ValueError th
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,6 +34,17 @@ TEXTS = (
     "Ёж, ещё, naïve, 中文, 🦔\u00a0e\u0301",
 )
 TURNS = ([], [{"role": "assistant", "content": "zqx"}, {"role": "user", "content": "Ещё?"}])
+
+
+def check_reads_back(tokenizer: PreTrainedTokenizerFast, instruct_dir: Path) -> None:
+    """That transformers reads a vocabulary back as it is from beside the instruct model's config.
+
+    What would fail when a model is exported fails here, before anything is trained. ValueError, as there.
+    """
+    with TemporaryDirectory() as place:
+        tokenizer.save_pretrained(place)
+        shutil.copy(instruct_dir / "config.json", place)
+        _tokenizer_is(AutoTokenizer.from_pretrained(place), tokenizer)
 
 
 def check_directory(
