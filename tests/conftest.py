@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import shutil
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +21,13 @@ if os.environ.get("CI"):
 
 SHARED = Path(os.environ.get("LEP_SHARED", Path(__file__).parents[2] / "shared"))
 REAL = ("llama3", "qwen3", "mistral")
+
+
+@pytest.fixture(autouse=True)
+def pytest_keeps_its_streams() -> None:
+    """Where Hydra sets up logging, absl's handler closes the stream it was made with, which may be pytest's own."""
+    if absl := sys.modules.get("absl.logging"):
+        absl.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 class RealTokenizers(dict[str, PreTrainedTokenizerFast]):

@@ -115,9 +115,6 @@ def call(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     surroundings = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COLUMNS": "140"}
     for key, value in surroundings.items():
         monkeypatch.setenv(key, value)
-    # When Hydra sets up logging, absl's handler closes the stream it was made with, which may be pytest's own.
-    if absl := sys.modules.get("absl.logging"):
-        absl.get_absl_handler().python_handler.stream = sys.__stderr__
 
     def run_main(main: Callable[[], object], *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["command", *arguments])
