@@ -24,7 +24,7 @@ REAL = ("llama3", "qwen3", "mistral")
 
 
 @pytest.fixture(autouse=True)
-def pytest_keeps_its_streams() -> None:
+def streams_stay_open() -> None:
     """Where Hydra sets up logging, absl's handler closes the stream it was made with, which may be pytest's own."""
     if absl := sys.modules.get("absl.logging"):
         absl.get_absl_handler().python_handler.stream = sys.__stderr__
