@@ -11,6 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 FOREVER = timedelta(days=365)  # the leader may wait for another run that makes the same
+FAILED = "failed"  # the leader's word where it has no other to give
+
+_word_was_given = False  # whether this process has taken part in `word_of_leader`
+_kept: list[Any] = []  # the store it went through, for as long as the process lives
 
 
 class LeaderGoesOn(Exception):
@@ -56,10 +60,13 @@ def count_here() -> int:
 def word_of_leader(word: str = "") -> str:
     """What the leader says, in every process; the leader gives the word. Each waits until all have heard it.
 
-    Every process must call this, once. There is no limit to the wait: a process that dies is for the launcher to see.
+    Every process must call this, once. There is no limit to the wait: a process that dies is for the launcher to see,
+    one that fails says so (`leave`).
     """
+    global _word_was_given
     if count() == 1:
         return word
+    _word_was_given = True
     from torch.distributed.rendezvous import rendezvous
 
     store: Any
@@ -71,7 +78,23 @@ def word_of_leader(word: str = "") -> str:
     store.set(f"heard by {rank}", "")
     if rank == 0:  # its end of the store must not close before
         store.wait([f"heard by {other}" for other in range(size)], FOREVER)
+    # Nor later: whoever goes on looks for the next store at the same address, and torch then makes it of this one.
+    _kept.append(store)
     return word
+
+
+def lead_alone() -> None:
+    """There is nothing to train together. Raises LeaderGoesOn in all processes but the first."""
+    global _word_was_given
+    _word_was_given = True
+    if not is_leader():
+        raise LeaderGoesOn
+
+
+def leave() -> None:
+    """Of a process that failed: the others are not left waiting for its part in the leader's word."""
+    if not _word_was_given:
+        word_of_leader(FAILED)
 
 
 def share_of_step(batch_size: int, accumulate: int, processes: int) -> tuple[int, int]:
