@@ -215,6 +215,25 @@ def test_the_directory_decodes_like_the_model_in_memory_and_says_so(instruct_dir
     assert torch.equal(loaded(input_ids=ids).logits[..., : len(tokenizer)], model(input_ids=ids).logits)
 
 
+def test_a_penalty_in_the_generation_config_is_no_difference(instruct_dir, tokenizer, tmp_path):
+    tables = new_tables(len(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(instruct_dir)
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 9.0, 1
+    set_embeddings_(model, tables)
+    report = export_model(instruct_dir, tables, tokenizer, tmp_path / "out", recipe=RECIPE, reference=model)
+    assert report["checks"]["decoding"].startswith("3 answers of 8 tokens, 3 equal")
+
+
+def test_tables_that_are_no_numbers_are_not_published(instruct_dir, tokenizer, tmp_path):
+    tables = new_tables(len(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(instruct_dir)
+    set_embeddings_(model, tables)
+    tables.input[5:] = float("nan")
+    with pytest.raises(ValueError, match="logits are no numbers.*Nothing was published"):
+        export_model(instruct_dir, tables, tokenizer, tmp_path / "out", recipe=RECIPE, reference=model)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_chat_through_the_pipeline_stops_at_the_end_of_the_turn(tmp_path, old, tokenizer):
     source = write_instruct(tmp_path / "instruct", old, eos_token_id=2)  # itself it does not know where a turn ends
     end, tables = tokenizer.convert_tokens_to_ids("<|end|>"), new_tables(len(tokenizer))
