@@ -23,6 +23,9 @@ class BenchmarkWhileTraining(pl.Callback):
         self._judge = judge
         self._judged_at = 0
 
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._judged_at = trainer.global_step  # of a run that goes on: judged before
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         # Batches whose gradients are only accumulated end at the same step.

@@ -13,6 +13,7 @@ from pico import NEW, OLD, WIDTH, pico_blocks, pico_fit, pico_module
 
 from lep.training import EmbeddingTraining, PackedData
 from lep.training.data import HeldOutWindow
+from lep.training.watching import BenchmarkWhileTraining
 
 STEPS = 14
 
@@ -188,3 +189,17 @@ def test_a_checkpoint_that_fails_halfway_leaves_the_old_one(tmp_path: Path, monk
         pico_fit(pico_module(), 4, checkpoints=tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_that_goes_on_is_not_judged_again_at_its_first_step(tmp_path: Path):
+    """Batches that are accumulated end at the step of the checkpoint once more."""
+
+    def judging() -> BenchmarkWhileTraining:
+        return BenchmarkWhileTraining(4, lambda tables: {"right": 1.0})
+
+    common = {"checkpoints": tmp_path, "every": 2, "accumulate_grad_batches": 2}
+    with pytest.raises(Killed):
+        pico_fit(pico_module(), STEPS, data=data(), callbacks=[judging(), KillAt(9)], **common)
+    module = pico_module()
+    pico_fit(module, STEPS, data=data(), resume=True, callbacks=[judging()], **common)
+    assert [row["step"] for row in module.history if "benchmark/right" in row] == [4, 8, 12]
