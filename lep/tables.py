@@ -79,10 +79,12 @@ def study_tables(study: Study) -> list[Table]:
     """
     tables = [*score_tables(study), *gain_tables(study), *diagnostics_tables(study), *vocabulary_tables(study)]
     if not tables:
-        raise ValueError(
-            f"the {study.runs} finished runs hold no scores and no vocabularies (stages=[corpus]?): nothing to show"
-        )
+        raise ValueError(_nothing_in(study))
     return tables
+
+
+def _nothing_in(study: Study) -> str:
+    return f"the {study.runs} finished runs hold no scores and no vocabularies (stages=[corpus]?): nothing to show"
 
 
 # Scores
@@ -437,7 +439,7 @@ def _unknown(value: Any) -> bool:
 
 
 def study_records(study: Study) -> list[dict[str, Any]]:
-    """Every number of the tables as one line: its measure, mean, intervals and items."""
+    """Every number of the tables as one line: its measure, mean, intervals and items. ValueError if there is none."""
     found = []
     for board in boards(study):
         for i, line in enumerate(board.lines):
@@ -458,6 +460,14 @@ def study_records(study: Study) -> list[dict[str, Any]]:
             for name, value in values.items():
                 of = Estimate(value, math.nan, math.nan, 0, (math.nan,) * len(group.runs))
                 found.append(_record("propagation", group.label, rule, f"{table}: {name}", "", of))
+    for table in vocabulary_tables(study):
+        for (run, vocabulary, *_), line in ((line, line[2:]) for line in table.lines):
+            for (name, language), cell in zip(table.columns[2:], line, strict=True):
+                if cell.value is not None:
+                    of = Estimate(cell.value, math.nan, math.nan, 0, (cell.value,))
+                    found.append(_record("vocabularies", run.text, vocabulary.text, name, language, of))
+    if not found:
+        raise ValueError(_nothing_in(study))
     return found
 
 

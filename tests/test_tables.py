@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made_up import config, result, row, write_run, write_study
+from made_up import config, result, row, vocabulary, write_run, write_study
 
 from lep.results import Row, Score
 from lep.study import Study, read_study
@@ -187,6 +187,17 @@ def test_csv_holds_every_number_once(tmp_path: Path) -> None:
         line for group in study.groups for line in group.lines if (line.label, line.model) == (found["run"], "delta")
     )
     assert float(found["mean"]) == line.estimates["copying/ru"].mean and found["n"] == "200" and found["seeds"] == "3"
+
+
+def test_csv_of_vocabularies_alone_and_of_nothing(tmp_path: Path) -> None:
+    of_run = {"before": vocabulary(300, 2.5), "after": vocabulary(500, 4.0)}
+    write_run(tmp_path / "a" / "run", result("a", [], tokenizer=of_run), config())
+    found = study_records(read_study([tmp_path / "a"]))
+    assert {of["section"] for of in found} == {"vocabularies"}
+    assert {(of["model"], of["mean"]) for of in found if of["measure"] == "tokens"} == {("before", 300), ("after", 500)}
+    write_run(tmp_path / "b" / "run", result("b", []), config())
+    with pytest.raises(ValueError, match="nothing to show"):
+        study_records(read_study([tmp_path / "b"]))
 
 
 def test_what_rules_are_compared_with_is_told_once(tmp_path: Path) -> None:
