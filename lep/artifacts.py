@@ -33,7 +33,7 @@ VERSIONS = {
     "packed": 1,
     "operator": 1,
     "adapted": 1,
-    "scores": 5,
+    "scores": 6,
     "answers": 3,
     "tuned": 2,
 }

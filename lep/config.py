@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lep import processes
+from lep.durable import replacing
 
 # What a `_target_` may start with. A guard against mistakes and borrowed configs, not a sandbox.
 ALLOWED_TARGETS = ("lep.", "pytorch_lightning.", "optuna.")
@@ -72,10 +73,10 @@ def run_name(overrides: list[str]) -> str:
 
     Values that a folder's name cannot hold (paths, lists) become their last word and six digits of their hash.
     """
-    parts = []
+    parts, renamed = [], any(override.startswith("study=") for override in overrides)
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
-        if key == "experiment" and "/" in value:  # one of the many in a folder, which share a study
+        if key == "experiment" and ("/" in value or renamed):  # one of several that share a study
             parts.insert(0, value.rpartition("/")[2])
         if key.partition(".")[0].partition("/")[0] in UNNAMED:
             continue
@@ -301,16 +302,18 @@ def write_once(path: Path, config: DictConfig) -> None:
     """
     now = {key: value for key, value in plain(config).items() if key not in ("output_dir", "artifacts_dir", "logger")}
     text = OmegaConf.to_yaml(OmegaConf.create(now))
-    begun = (path.parent / "result.json").exists() or (path.parent / "checkpoints" / "last.ckpt").exists()
-    if begun and path.exists() and path.read_text(encoding="utf-8") != text:
+    begun = (path.parent / "result.json").exists() or any(path.parent.glob("checkpoints/*/last.ckpt"))
+    same = path.exists() and path.read_text(encoding="utf-8") == text
+    if begun and path.exists() and not same:
         before = plain(OmegaConf.create(path.read_text(encoding="utf-8")))
         differing = sorted(_differences(before, now))
         raise ValueError(
             f"{path.parent} holds a run with another config (differing: {', '.join(differing[:5])}). "
             "Choose another folder with study=NAME, or delete that one"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    if not same:
+        with replacing(path) as staging:
+            staging.write_text(text, encoding="utf-8")
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

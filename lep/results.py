@@ -37,6 +37,10 @@ PACKAGES = (
 )
 
 
+# Beside the folder's other files, where there is no result: why.
+ERROR_FILE, ENDED_FILE = "error.txt", "ended.txt"
+
+
 @dataclass(frozen=True)
 class Score:
     """A mean over n items with its standard error, in the unit of the score (a share for accuracies, bits for bits)."""

@@ -28,9 +28,9 @@ from lep.embeddings import Embeddings, open_embeddings
 from lep.export.checks import check_reads_back
 from lep.loggers import log_config, log_result, open_loggers
 from lep.report import write_report
-from lep.results import Result, read_result, write_result
+from lep.results import ENDED_FILE, ERROR_FILE, Result, read_result, write_result
 from lep.shards import Table
-from lep.sweep import forget_error, leave_error
+from lep.sweep import forget_notes, leave_note
 from lep.training import EndTraining, ReportHeldOut
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
@@ -118,8 +118,8 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> None:
     """One job, which may be a trial of a search."""
     check(config)
-    if not processes.is_leader() and (config.adapted or "training" not in planned_stages(config)):
-        raise processes.LeaderGoesOn
+    if config.adapted or "training" not in planned_stages(config):
+        processes.lead_alone()
     if config.search is None:
         make_result(config, run_dir, chosen=chosen)
     else:
@@ -136,9 +136,12 @@ def run_trial(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> N
         result = make_result(config, run_dir, chosen=chosen, watch=[ReportHeldOut(measure, trial.report)])
     except EndTraining as ended:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        leave_note(run_dir, ENDED_FILE, str(ended))
         terminal.say(f"ended     {run_dir}: {ended}")
     else:
         bits = [row[measure] for row in result.training["curve"] if measure in row]
+        if not bits:
+            raise ValueError(f"search.measure={measure} is not in the curve. Give one that training measures")
         terminal.say(f"search    {trial.finish(bits[-1])}")
 
 
@@ -177,7 +180,7 @@ def as_task(job: Callable[..., object], config: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     run_dir, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
     if processes.is_leader():
-        forget_error(run_dir)
+        forget_notes(run_dir)
     try:
         job(config, run_dir, chosen=choices(hydra_config.runtime.choices))
     except processes.LeaderGoesOn:
@@ -185,14 +188,16 @@ def as_task(job: Callable[..., object], config: DictConfig) -> None:
     except Exception as error:
         mistake = isinstance(error, ValueError)
         if not (mistake or sweeping):
+            leave_note(run_dir, ERROR_FILE, f"{type(error).__name__}: {error}")
             raise
         # The message says what to do, the trace is in the log.
         logging.getLogger(__name__).exception("refused" if mistake else "failed")
         message = str(error) if mistake else f"{type(error).__name__}: {error}"
         status = terminal.complain(message)
+        leave_note(run_dir, ERROR_FILE, message)
         if not sweeping:
             raise SystemExit(status) from error
-        leave_error(run_dir, message)
+        processes.leave()
 
 
 def main() -> None:

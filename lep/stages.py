@@ -25,7 +25,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from transformers import PreTrainedTokenizerFast
 
 from lep import checkpoints, processes
-from lep.artifacts import Artifact, Store, artifact_key
+from lep.artifacts import KEY_LENGTH, Artifact, Store, artifact_key
 from lep.benchmark.asking import Ranks, run_suite
 from lep.benchmark.records import compare, gains, samples, write_records
 from lep.benchmark.scoring import prefix_id
@@ -414,7 +414,9 @@ def fit_tables(
     """Train from the start, or from the checkpoint that a killed run left. Gives the training curve."""
     config = plan.config
     module, data = make_training(plan, start)
-    checkpoint = LastCheckpoint(run_dir / "checkpoints", every_n_steps=config.training.checkpoint_every_steps)
+    # Under the key of what is trained: a checkpoint of other text or another base is not gone on with.
+    kept = run_dir / "checkpoints" / plan.stages["adapted"].key[:KEY_LENGTH]
+    checkpoint = LastCheckpoint(kept, every_n_steps=config.training.checkpoint_every_steps)
     progress = [TrainingProgress()] if config.trainer.enable_progress_bar else []
     callbacks = [checkpoint, *progress, Disband(), *callbacks]
     callbacks += make_watcher(plan, start.tokenizer)
@@ -572,6 +574,7 @@ def make_judge(
             "held_out": plan.stages["corpus"].key,
             "measured": config.measured_characters,
             "context": BITS_CONTEXT,
+            "device": torch.device(device_of(config)).type,  # which decides the precision
         },
         device=device_of(config),
         recipe=plain(config),

@@ -28,7 +28,7 @@ import yaml
 from scipy.special import stdtrit
 
 from lep.report import incomplete_sentences
-from lep.results import ORIGINAL, Result, Row, Score, read_result
+from lep.results import ENDED_FILE, ERROR_FILE, ORIGINAL, Result, Row, Score, read_result
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -277,11 +277,10 @@ def _overrides(folder: Path, result: Result) -> list[str]:
 
 
 def _unfinished(folder: Path) -> str:
-    """One sentence: that a run is not done, and the last error it logged if it did."""
-    log = folder / "run.log"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    if "[ERROR]" in text:
-        return f"{folder} failed: {text.strip().splitlines()[-1]}"
+    """One sentence: that a run is not done, and why if it failed or a search ended it."""
+    for name, what in ((ERROR_FILE, "failed"), (ENDED_FILE, "was ended")):
+        if (folder / name).is_file():
+            return f"{folder} {what}: {(folder / name).read_text(encoding='utf-8').strip()}"
     return f"{folder} has no result.json: it runs, or was killed (the same command again goes on with it)"
 
 

@@ -14,19 +14,19 @@ from omegaconf import DictConfig
 
 from lep import terminal
 from lep.durable import replacing
+from lep.results import ENDED_FILE, ERROR_FILE
 
-ERROR_FILE = "error.txt"
 
-
-def leave_error(run_dir: Path, message: str) -> None:
-    """Note in a run's folder why it failed, for the end of the sweep and for people."""
-    with replacing(run_dir / ERROR_FILE) as staging:
+def leave_note(run_dir: Path, name: str, message: str) -> None:
+    """Note in a run's folder why it failed or was ended, for the end of the sweep, for reports and for people."""
+    with replacing(run_dir / name) as staging:
         staging.write_text(message + "\n", encoding="utf-8")
 
 
-def forget_error(run_dir: Path) -> None:
-    """A run that starts again has not failed yet."""
-    (run_dir / ERROR_FILE).unlink(missing_ok=True)
+def forget_notes(run_dir: Path) -> None:
+    """A run that starts again has neither failed nor been ended yet."""
+    for name in (ERROR_FILE, ENDED_FILE):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 class NameFailures(Callback):
@@ -46,6 +46,12 @@ class NameFailures(Callback):
 
 
 def _errors(config: DictConfig) -> dict[Path, int]:
-    """Of every failed run of the study the file that says why, and when it was written."""
-    found = sorted(Path(config.hydra.sweep.dir).glob(f"*/{ERROR_FILE}"))
-    return {path: path.stat().st_mtime_ns for path in found}
+    """Of every failed run the file that says why, and when it was written.
+
+    Looked for in all studies: where a sweep is over experiments, its runs lie in those of the experiments.
+    """
+    found = {
+        *Path(config.hydra.sweep.dir).glob(f"*/{ERROR_FILE}"),
+        *Path(config.output_dir).glob(f"*/*/{ERROR_FILE}"),
+    }
+    return {path: path.stat().st_mtime_ns for path in sorted(found)}

@@ -354,7 +354,8 @@ def test_build_refuses_targets_from_elsewhere_at_any_depth():
 def test_run_names_hold_what_changes_the_run_and_fit_a_folder():
     assert run_name([]) == "default"
     assert run_name(["seed=1", "tokenizer=bpe"]) == run_name(["tokenizer=bpe", "seed=1"]) == "seed=1,tokenizer=bpe"
-    assert run_name(["study=x", "output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
+    assert run_name(["output_dir=/tmp/a", "experiment=gates", "hydra.job.chdir=true"]) == "default"
+    assert run_name(["study=x", "experiment=gates"]) == "gates"  # beside another experiment of that study
     assert run_name(["benchmark=micro", "experiment=paper/one", "seed=1"]) == "one,benchmark=micro,seed=1"
     one, other = run_name(["model.base=/a/b/model"]), run_name(["model.base=/c/model"])
     assert one != other and "/" not in one + other

@@ -58,13 +58,16 @@ def row(budget: Budget, stage: str) -> Row:
     return found
 
 
-def test_every_model_is_planned_with_every_experiment():
+def test_models_are_planned_with_experiments():
     with initialize_config_module("lep.conf", version_base=HYDRA_VERSION_BASE):
         models = [compose("config", overrides=[f"model={model}"]).model for model in MODELS]
         experiments = [
             compose("config", overrides=[f"experiment={experiment}", *H100[:1]]) for experiment in EXPERIMENTS
         ]
-    for model, config in product(models, experiments):
+    # Rows of the paper differ from one another in little but the model: each with its own, the others with every one.
+    own = [(config.model, config) for config, name in zip(experiments, EXPERIMENTS, strict=True) if "/" in name]
+    others = [config for config, name in zip(experiments, EXPERIMENTS, strict=True) if "/" not in name]
+    for model, config in [*own, *product(models, others)]:
         config.model = model
         budget = make_budget(config, DEVICE)
         if "benchmark" in config.stages:

@@ -124,3 +124,4 @@ def test_a_search_is_a_sweep_whose_trials_may_end_early(tmp_path: Path) -> None:
     )
     assert "ended at step 0, behind the others" in lep(*unreachable)
     assert len(list(study.glob("*/result.json"))) == 2 and not list(study.glob("*/checkpoints"))
+    assert len(list(study.glob("*/ended.txt"))) == 1

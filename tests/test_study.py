@@ -85,16 +85,19 @@ def test_runs_that_are_not_done_are_named_with_their_error(tmp_path: Path) -> No
         (root / name).mkdir()
     (root / "killed" / "config.yaml").write_text("seed: 0\n")
     (root / "refused" / ".hydra").mkdir()
-    (root / "refused" / "run.log").write_text("[now][lep.run][ERROR] refused\nTraceback\nValueError: steps=0 is none\n")
+    (root / "refused" / "error.txt").write_text("steps=0 is none\n")
+    (root / "left" / ".hydra").mkdir(parents=True)
+    (root / "left" / "ended.txt").write_text("behind the others\n")
     (root / "foreign" / "result.json").write_text("{}")
     (root / "seed=0,tokenizer=bpe" / "wandb").mkdir()
     (root / "seed=0,tokenizer=bpe" / "wandb" / "config.yaml").write_text("not a run\n")
     study = read_study([root])
-    assert study.runs == 1 and len(study.unfinished) == 3
-    killed, refused, foreign = (
-        next(s for s in study.unfinished if name in s) for name in ("killed", "refused", "foreign")
+    assert study.runs == 1 and len(study.unfinished) == 4
+    killed, refused, left, foreign = (
+        next(s for s in study.unfinished if f"/{name}" in s) for name in ("killed", "refused", "left", "foreign")
     )
-    assert "no result.json" in killed and "ValueError: steps=0 is none" in refused and "not a result of lep" in foreign
+    assert left.endswith("was ended: behind the others")
+    assert "no result.json" in killed and "failed: steps=0 is none" in refused and "not a result of lep" in foreign
 
 
 def test_nothing_to_read_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

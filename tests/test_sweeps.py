@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from wandb_offline import read_offline_run
 
-from lep.sweep import NameFailures, forget_error, leave_error
+from lep.results import ERROR_FILE
+from lep.sweep import NameFailures, forget_notes, leave_note
 
 SMALL = (
     "training.steps=4",
@@ -98,16 +99,23 @@ def test_only_failures_of_this_sweep_are_named(tmp_path: Path, capsys: pytest.Ca
     """Old ones stay in their folders until their runs start again."""
     for name in ("old", "again", "mended"):
         (tmp_path / name).mkdir()
-        leave_error(tmp_path / name, f"{name} before")
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+        leave_note(tmp_path / name, ERROR_FILE, f"{name} before")
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}, "output_dir": str(tmp_path / "runs")})
     naming = NameFailures()
     naming.on_multirun_start(config)
-    forget_error(tmp_path / "mended")
-    forget_error(tmp_path / "again")
+    forget_notes(tmp_path / "mended")
+    forget_notes(tmp_path / "again")
     naming.on_multirun_end(config)
-    leave_error(tmp_path / "again", "steps=0 is too few")
+    leave_note(tmp_path / "again", ERROR_FILE, "steps=0 is too few")
+    of_another_study = tmp_path / "runs" / "far" / "default"  # a sweep over experiments
+    leave_note(of_another_study, ERROR_FILE, "steps=1 is too few")
     with pytest.raises(SystemExit) as ended:
         naming.on_multirun_end(config)
     assert ended.value.code == 1
     said = capsys.readouterr().err
-    assert "again: steps=0 is too few" in said and "old" not in said and "mended" not in said
+    assert (
+        "again: steps=0 is too few" in said
+        and "default: steps=1" in said
+        and "old" not in said
+        and "mended" not in said
+    )
