@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_process import run_lep
 from wandb_offline import read_offline_run
 
 from lep.embeddings import read_embeddings
@@ -34,9 +35,7 @@ WATCHED = ("during_training.every_steps=4", "during_training.limit=2")
 
 
 def lep(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, check=check
-    )
+    return run_lep(folder, command(*overrides)[3:], environment(), check=check)
 
 
 def command(*overrides: str) -> list[str]:

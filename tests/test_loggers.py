@@ -2,11 +2,10 @@
 
 import os
 import sqlite3
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+from own_process import run_lep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lep.loggers import headline, run_id
@@ -76,13 +75,12 @@ def test_a_run_keeps_its_id_and_shares_it_with_none(tmp_path: Path) -> None:
 
 
 def test_tensorboard_and_mlflow_get_the_same_curves_by_config_alone(tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "lep", "logger=[tensorboard,mlflow]", "stages=[training]", "study=test"),
+    arguments = [
+        *("logger=[tensorboard,mlflow]", "stages=[training]", "study=test"),
         *("training.steps=3", "training.warmup_steps=1", "training.log_every_steps=1", "measured_characters=2000"),
         *("corpus.source.num_documents=400", "corpus.held_out.documents=4"),
     ]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    done = run_lep(tmp_path, arguments, os.environ, check=True)
     assert "Warning" not in done.stderr
     (run_dir,) = (path.parent for path in tmp_path.glob("runs/test/*/result.json"))
     events = EventAccumulator(str(run_dir / "tensorboard")).Reload()

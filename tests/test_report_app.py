@@ -45,7 +45,7 @@ def test_a_file_is_of_the_format_of_its_name(
 def test_the_csv_is_one_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(root), "--format", "csv"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out.strip())))
-    assert {of["section"] for of in rows} == {"scores", "calibration", "propagation"}
+    assert {of["section"] for of in rows} == {"scores", "calibration", "propagation", "vocabularies"}
     assert all(None not in of and None not in of.values() for of in rows)
 
 

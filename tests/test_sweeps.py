@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from own_process import run_lep
 from wandb_offline import read_offline_run
 
 from lep.results import ERROR_FILE
@@ -34,7 +35,7 @@ AT_ONCE = {
 
 
 def sweep(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lep", "-m", *SMALL, *overrides]
+    arguments = ["-m", *SMALL, *overrides]
     variables = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -42,6 +43,9 @@ def sweep(folder: Path, *overrides: str, check: bool = True) -> subprocess.Compl
         "COLUMNS": "140",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if not any(override.startswith("hydra/launcher=") for override in overrides):
+        return run_lep(folder, arguments, variables, check=check)
+    command = [sys.executable, "-m", "lep", *arguments]  # a launcher starts more like it
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=check)
 
 
