@@ -15,8 +15,6 @@ import pytest
 from hypothesis import settings
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when its library is imported: no test asks the hub
-
 settings.register_profile("repeatable", derandomize=True, database=None)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")

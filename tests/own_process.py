@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # for what is preloaded, as it is read in importing
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["lep.run"])
 
