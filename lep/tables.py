@@ -312,15 +312,21 @@ def diagnostics_tables(study: Study) -> list[Table]:
 # Vocabularies
 
 
-def vocabulary_tables(study: Study) -> list[Table]:
-    """Size and cost of every vocabulary on its held-out text; those before once, where they are the same."""
+def _vocabularies(study: Study) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(the runs that have it, "before" or "after", its report); those before once, where they are the same."""
     found: dict[str, tuple[list[str], str, Mapping[str, Any]]] = {}
     for group in study.groups:
         for name in ("before", "after"):
             if report := group.first.tokenizer.get(name):
                 key = repr(report) if name == "before" else group.label
                 found.setdefault(key, ([], name, report))[0].append(group.label)
-    reports = [report for _, _, report in found.values()]
+    return [(_standing_for(labels, len(study.groups)), name, report) for labels, name, report in found.values()]
+
+
+def vocabulary_tables(study: Study) -> list[Table]:
+    """Size and cost of every vocabulary on its held-out text."""
+    found = _vocabularies(study)
+    reports = [report for _, _, report in found]
     spoken = list(dict.fromkeys(language for report in reports for language in report["languages"]))
     costs = [
         (key, name, language)
@@ -329,8 +335,7 @@ def vocabulary_tables(study: Study) -> list[Table]:
         if any(key in report["languages"].get(language, {}) for report in reports)
     ]
     lines = []
-    for labels, name, report in found.values():
-        label = _standing_for(labels, len(study.groups))
+    for label, name, report in found:
         of = [report["languages"].get(language, {}).get(key) for key, _, language in costs]
         cells = [EMPTY if value is None else Cell(f"{value:.2f}", value) for value in of]
         lines.append([Cell(label), Cell(name), Cell(number(report["size"]), report["size"]), *cells])
@@ -460,12 +465,13 @@ def study_records(study: Study) -> list[dict[str, Any]]:
             for name, value in values.items():
                 of = Estimate(value, math.nan, math.nan, 0, (math.nan,) * len(group.runs))
                 found.append(_record("propagation", group.label, rule, f"{table}: {name}", "", of))
-    for table in vocabulary_tables(study):
-        for (run, vocabulary, *_), line in ((line, line[2:]) for line in table.lines):
-            for (name, language), cell in zip(table.columns[2:], line, strict=True):
-                if cell.value is not None:
-                    of = Estimate(cell.value, math.nan, math.nan, 0, (cell.value,))
-                    found.append(_record("vocabularies", run.text, vocabulary.text, name, language, of))
+    for label, vocabulary, report in _vocabularies(study):
+        measured = [("tokens", "", report["size"])]
+        for language, costs in report["languages"].items():
+            measured += [(name, language, costs[key]) for key, name in VOCABULARY_COSTS.items() if key in costs]
+        for name, language, value in measured:
+            of = Estimate(value, math.nan, math.nan, 0, (value,))
+            found.append(_record("vocabularies", label, vocabulary, name, language, of))
     if not found:
         raise ValueError(_nothing_in(study))
     return found

@@ -195,6 +195,7 @@ def test_csv_of_vocabularies_alone_and_of_nothing(tmp_path: Path) -> None:
     found = study_records(read_study([tmp_path / "a"]))
     assert {of["section"] for of in found} == {"vocabularies"}
     assert {(of["model"], of["mean"]) for of in found if of["measure"] == "tokens"} == {("before", 300), ("after", 500)}
+    assert {of["language"] for of in found} == {"", "ru", "en"}  # as scores name them
     write_run(tmp_path / "b" / "run", result("b", []), config())
     with pytest.raises(ValueError, match="nothing to show"):
         study_records(read_study([tmp_path / "b"]))
