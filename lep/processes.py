@@ -13,7 +13,7 @@ from typing import Any
 FOREVER = timedelta(days=365)  # the leader may wait for another run that makes the same
 FAILED = "failed"  # the leader's word where it has no other to give
 
-_word_was_given = False  # whether this process has taken part in `word_of_leader`
+_awaited = False  # whether the others wait for this process to take part in `word_of_leader`
 _kept: list[Any] = []  # the store it went through, for as long as the process lives
 
 
@@ -63,10 +63,10 @@ def word_of_leader(word: str = "") -> str:
     Every process must call this, once. There is no limit to the wait: a process that dies is for the launcher to see,
     one that fails says so (`leave`).
     """
-    global _word_was_given
+    global _awaited
+    _awaited = False
     if count() == 1:
         return word
-    _word_was_given = True
     from torch.distributed.rendezvous import rendezvous
 
     store: Any
@@ -83,17 +83,15 @@ def word_of_leader(word: str = "") -> str:
     return word
 
 
-def lead_alone() -> None:
-    """There is nothing to train together. Raises LeaderGoesOn in all processes but the first."""
-    global _word_was_given
-    _word_was_given = True
-    if not is_leader():
-        raise LeaderGoesOn
+def expect_word() -> None:
+    """From here on the others wait for this process's part in the leader's word."""
+    global _awaited
+    _awaited = True
 
 
 def leave() -> None:
     """Of a process that failed: the others are not left waiting for its part in the leader's word."""
-    if not _word_was_given:
+    if _awaited:
         word_of_leader(FAILED)
 
 

@@ -119,7 +119,10 @@ def run_job(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> Non
     """One job, which may be a trial of a search."""
     check(config)
     if config.adapted or "training" not in planned_stages(config):
-        processes.lead_alone()
+        if not processes.is_leader():
+            raise processes.LeaderGoesOn
+    else:
+        processes.expect_word()
     if config.search is None:
         make_result(config, run_dir, chosen=chosen)
     else:
@@ -187,14 +190,13 @@ def as_task(job: Callable[..., object], config: DictConfig) -> None:
         return
     except Exception as error:
         mistake = isinstance(error, ValueError)
+        message = str(error) if mistake else f"{type(error).__name__}: {error}"
+        leave_note(run_dir, ERROR_FILE, message)
         if not (mistake or sweeping):
-            leave_note(run_dir, ERROR_FILE, f"{type(error).__name__}: {error}")
             raise
         # The message says what to do, the trace is in the log.
         logging.getLogger(__name__).exception("refused" if mistake else "failed")
-        message = str(error) if mistake else f"{type(error).__name__}: {error}"
         status = terminal.complain(message)
-        leave_note(run_dir, ERROR_FILE, message)
         if not sweeping:
             raise SystemExit(status) from error
         processes.leave()

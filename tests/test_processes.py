@@ -14,6 +14,8 @@ import torch.distributed as dist
 from lep import processes
 
 rank, how = int(sys.argv[1]), sys.argv[2]
+processes.leave()  # of a failure before any word is expected
+processes.expect_word()
 time.sleep(2 * (rank == 2))  # one is late
 if rank == 0 and how == "failing":
     processes.leave()
