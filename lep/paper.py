@@ -15,7 +15,7 @@ from typing import Any
 
 from lep.report import percent
 from lep.results import Row
-from lep.study import CHARACTERS, Estimate, Group, Line, Study
+from lep.study import CHARACTERS, Group, Line, SeedMean, Study
 from lep.tables import EMPTY, Cell, Table
 
 EXPERIMENTS = "paper/"  # what the options of `experiment` begin with
@@ -86,7 +86,7 @@ class Match:
             return None
         return ours.mean - theirs
 
-    def ours(self, measure: str) -> Estimate | None:
+    def ours(self, measure: str) -> SeedMean | None:
         return self.line.estimates.get(MEASURES[measure])
 
 

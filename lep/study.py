@@ -1,7 +1,7 @@
 """Runs that differ in nothing but the seed as one, with 95 % intervals; runs that are not done, by name.
 
 Comes in: folders with runs at any depth. Goes out: a `Study`: groups of runs, and a `Line` for each model of a group
-with an `Estimate` of everything it was measured by.
+with a `SeedMean` of everything it was measured by.
 
 How models are told apart: two things vary, and the half-widths of their intervals add as squares. Over seeds it is
 Student's t of the seeds' values; over items 1.96 standard errors, which more seeds do not narrow, as all of them answer
@@ -39,7 +39,7 @@ PLACES = ("seed", "study", "output_dir", "artifacts_dir", "logger", "hydra", "hy
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean over seeds. over_seeds, over_items: half-widths of 95 % intervals (0: does not vary; nan: not known).
 
     n: items. values: by seed.
@@ -57,16 +57,16 @@ class Estimate:
         return math.hypot(self.over_seeds, self.over_items)
 
 
-def estimate(scores: Sequence[Score]) -> Estimate:
+def seed_mean(scores: Sequence[Score]) -> SeedMean:
     """The mean of one score over seeds, of the same n items in each."""
     assert len({score.n for score in scores}) == 1, "scores over the same items"
     values = tuple(score.value for score in scores)
     over_seeds = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values)) if values[1:] else 0.0
     over_items = TWO_SIDED * fmean(score.stderr for score in scores)
-    return Estimate(fmean(values), over_seeds, over_items, scores[0].n, values)
+    return SeedMean(fmean(values), over_seeds, over_items, scores[0].n, values)
 
 
-def best(competing: Mapping[Key, Estimate], *, least: bool = False) -> Key | None:
+def best(competing: Mapping[Key, SeedMean], *, least: bool = False) -> Key | None:
     """Whose mean is highest (or least), if its interval overlaps no other's; None otherwise, or if it is alone."""
     if len(competing) < 2:
         return None
@@ -106,7 +106,7 @@ class Line:
     label: str
     model: str
     seeds: tuple[int, ...]
-    estimates: dict[str, Estimate]
+    estimates: dict[str, SeedMean]
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,10 @@ def _scores(row: Row) -> dict[str, Score]:
     return {**row.scores, **characters, **bits}
 
 
-def _estimates(rows: Sequence[Row]) -> dict[str, Estimate]:
+def _estimates(rows: Sequence[Row]) -> dict[str, SeedMean]:
     scores = [_scores(row) for row in rows]
     return {
-        key: estimate([of[key] for of in scores if key in of])
+        key: seed_mean([of[key] for of in scores if key in of])
         for key in dict.fromkeys(key for of in scores for key in of)
     }
 

@@ -17,14 +17,14 @@ from lep.results import Score
 from lep.study import (
     BITS,
     CHARACTERS,
-    Estimate,
     Line,
+    SeedMean,
     Study,
     competes,
     curves,
     diagnostics,
-    estimate,
     residual_of_change,
+    seed_mean,
 )
 from lep.tables import Board, Table, boards
 
@@ -71,7 +71,7 @@ def _score_charts(board: Board) -> list[tuple[str, Chart]]:
     ]
 
 
-def _marks(board: Board, scores: Sequence[Estimate | None]) -> dict[str, list[Point]]:
+def _marks(board: Board, scores: Sequence[SeedMean | None]) -> dict[str, list[Point]]:
     """Points by model. Where runs are few, the best of each that competes bears its name."""
     named: dict[str, tuple[float, int]] = {}
     marks: dict[int, Point] = {}
@@ -92,7 +92,7 @@ def _marks(board: Board, scores: Sequence[Estimate | None]) -> dict[str, list[Po
     return series
 
 
-def _interval(score: Estimate) -> tuple[float, float] | None:
+def _interval(score: SeedMean) -> tuple[float, float] | None:
     """In percent, and no further than shares go: over two seeds it may."""
     if math.isnan(score.half_width):
         return None
@@ -100,7 +100,7 @@ def _interval(score: Estimate) -> tuple[float, float] | None:
     return 100 * max(low, min(score.mean, 0.0)), 100 * min(high, max(score.mean, 1.0))
 
 
-def mean_of_tasks(line: Line, keys: Sequence[str]) -> Estimate | None:
+def mean_of_tasks(line: Line, keys: Sequence[str]) -> SeedMean | None:
     """The unweighted mean of the scores, by seed first; None unless every seed has all of them.
 
     Tasks ask different items, so the squares of their half-widths over items add.
@@ -111,9 +111,9 @@ def mean_of_tasks(line: Line, keys: Sequence[str]) -> Estimate | None:
         return None
     means = [sum(values) / len(of) for values in zip(*(found.values for found in of), strict=True)]
     items = sum(found.n for found in of)
-    over_seeds = estimate([Score(value, 0.0, items) for value in means])
+    over_seeds = seed_mean([Score(value, 0.0, items) for value in means])
     over_items = math.hypot(*(found.over_items for found in of)) / len(of)
-    return Estimate(over_seeds.mean, over_seeds.over_seeds, over_items, items, over_seeds.values)
+    return SeedMean(over_seeds.mean, over_seeds.over_seeds, over_items, items, over_seeds.values)
 
 
 def training_charts(study: Study) -> list[Chart]:

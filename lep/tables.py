@@ -21,16 +21,16 @@ from lep.study import (
     BITS,
     CHARACTERS,
     TWO_SIDED,
-    Estimate,
     Group,
     Line,
+    SeedMean,
     Study,
     best,
     competes,
     diagnostics,
     differing,
-    estimate,
     residual_of_change,
+    seed_mean,
 )
 
 INTERVALS = (
@@ -218,7 +218,7 @@ def _of_original(board: Board, line: Line, key: str) -> str:
     return f"{percent(line.estimates[key].mean / original.estimates[key].mean)} %"
 
 
-def _error(found: Estimate, *, digits: int = 1, factor: float = 100) -> str:
+def _error(found: SeedMean, *, digits: int = 1, factor: float = 100) -> str:
     return "" if math.isnan(found.half_width) else f"± {factor * found.half_width:.{digits}f}"
 
 
@@ -233,10 +233,10 @@ class Gain:
     model: str
     task: str
     n: int
-    before: Estimate
-    after: Estimate
-    difference: Estimate
-    share: Estimate | None
+    before: SeedMean
+    after: SeedMean
+    difference: SeedMean
+    share: SeedMean | None
 
 
 def gains(study: Study) -> list[Gain]:
@@ -250,9 +250,9 @@ def gains(study: Study) -> list[Gain]:
                     by_seed[model, gain["task"], gain["n"]].append(gain)
         for (model, task, n), of in by_seed.items():
             shares = [gain["recovered"] for gain in of if gain["recovered"]]
-            before, after = (estimate([Score(gain[key], math.nan, n) for gain in of]) for key in ("before", "after"))
-            difference = estimate([Score(gain["difference"], _stderr(gain), n) for gain in of])
-            share = estimate([Score(of["share"], _stderr(of), n) for of in shares]) if shares else None
+            before, after = (seed_mean([Score(gain[key], math.nan, n) for gain in of]) for key in ("before", "after"))
+            difference = seed_mean([Score(gain["difference"], _stderr(gain), n) for gain in of])
+            share = seed_mean([Score(of["share"], _stderr(of), n) for of in shares]) if shares else None
             found.append(Gain(group.label, model, task, n, before, after, difference, share))
     return found
 
@@ -463,21 +463,21 @@ def study_records(study: Study) -> list[dict[str, Any]]:
     for group in study.groups:
         for (rule, table), values in diagnostics(group).items():
             for name, value in values.items():
-                of = Estimate(value, math.nan, math.nan, 0, (math.nan,) * len(group.runs))
+                of = SeedMean(value, math.nan, math.nan, 0, (math.nan,) * len(group.runs))
                 found.append(_record("propagation", group.label, rule, f"{table}: {name}", "", of))
     for label, vocabulary, report in _vocabularies(study):
         measured = [("tokens", "", report["size"])]
         for language, costs in report["languages"].items():
             measured += [(name, language, costs[key]) for key, name in VOCABULARY_COSTS.items() if key in costs]
         for name, language, value in measured:
-            of = Estimate(value, math.nan, math.nan, 0, (value,))
+            of = SeedMean(value, math.nan, math.nan, 0, (value,))
             found.append(_record("vocabularies", label, vocabulary, name, language, of))
     if not found:
         raise ValueError(_nothing_in(study))
     return found
 
 
-def _record(section: str, label: str, model: str, measure: str, language: str, of: Estimate) -> dict[str, Any]:
+def _record(section: str, label: str, model: str, measure: str, language: str, of: SeedMean) -> dict[str, Any]:
     return {
         "section": section,
         "suites": "",

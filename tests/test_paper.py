@@ -14,7 +14,7 @@ from test_config import CONF, composed
 from lep.config import check, run_name
 from lep.paper import MEASURES, Match, Published, matches, paper_records, paper_tables, published_rows
 from lep.results import Result, Row, Score
-from lep.study import Estimate, Line, Study, read_study
+from lep.study import Line, SeedMean, Study, read_study
 from lep.tables import markdown
 
 ROWS = published_rows()
@@ -216,6 +216,6 @@ def test_runs_of_no_row_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_has_no_difference() -> None:
-    line = Line("run", "swap", (0,), {"Micro-Avg/ru": Estimate(0.5, 0.0, 0.01, 17, (0.5,))})
+    line = Line("run", "swap", (0,), {"Micro-Avg/ru": SeedMean(0.5, 0.0, 0.01, 17, (0.5,))})
     match = Match(ROWS[1], line, [], comparable=True)
     assert match.difference("DaruSum") is None and match.difference("Micro-Avg") == pytest.approx(0.5 - 0.616)

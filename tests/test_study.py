@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from made_up import config, result, row, write_run, write_study
 
 from lep.results import Score
-from lep.study import Estimate, Study, best, curves, diagnostics, differing, estimate, read_study
+from lep.study import SeedMean, Study, best, curves, diagnostics, differing, read_study, seed_mean
 
 
-def line(study: Study, model: str) -> list[Estimate]:
+def line(study: Study, model: str) -> list[SeedMean]:
     return [of.estimates["copying/ru"] for group in study.groups for of in group.lines if of.model == model]
 
 
@@ -146,18 +146,18 @@ def test_what_differs_is_found_at_any_depth() -> None:
 
 
 def test_with_one_seed_the_interval_is_that_over_items() -> None:
-    found = estimate([Score(0.5, 0.03, 200)])
+    found = seed_mean([Score(0.5, 0.03, 200)])
     assert found.half_width == found.over_items == pytest.approx(1.96 * 0.03, rel=1e-4) and found.over_seeds == 0
 
 
 def test_where_the_seed_changes_nothing_more_seeds_narrow_nothing() -> None:
-    one, many = estimate([Score(0.5, 0.03, 200)]), estimate([Score(0.5, 0.03, 200)] * 5)
+    one, many = seed_mean([Score(0.5, 0.03, 200)]), seed_mean([Score(0.5, 0.03, 200)] * 5)
     assert many.half_width == pytest.approx(one.half_width)
 
 
 def test_over_seeds_the_interval_is_student_s() -> None:
     """t for two degrees of freedom at 97.5 % is 4.3027 (tables)."""
-    found = estimate([Score(value, 0.0, 200) for value in (0.4, 0.5, 0.6)])
+    found = seed_mean([Score(value, 0.0, 200) for value in (0.4, 0.5, 0.6)])
     assert found.half_width == found.over_seeds == pytest.approx(4.3027 * 0.1 / math.sqrt(3), rel=1e-4)
 
 
@@ -169,18 +169,18 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
         for _ in range(2000):
             shared = rng.normal(0, over_items)
             scores = [Score(0.5 + shared + rng.normal(0, over_seeds), over_items, 100) for _ in range(seeds)]
-            found = estimate(scores)
+            found = seed_mean(scores)
             held += abs(found.mean - 0.5) <= found.half_width
         assert held / 2000 == pytest.approx(0.95, abs=0.035), (seeds, over_seeds, over_items, held)
 
 
 def test_scores_over_other_items_have_no_mean() -> None:
     with pytest.raises(AssertionError, match="same items"):
-        estimate([Score(0.5, 0.1, 10), Score(0.5, 0.1, 20)])
+        seed_mean([Score(0.5, 0.1, 10), Score(0.5, 0.1, 20)])
 
 
-def wide(mean: float, half: float) -> Estimate:
-    return Estimate(mean, 0.0, half, 100, (mean,))
+def wide(mean: float, half: float) -> SeedMean:
+    return SeedMean(mean, 0.0, half, 100, (mean,))
 
 
 @settings(max_examples=200, deadline=None)
