@@ -31,7 +31,7 @@ from lep.report import write_report
 from lep.results import ENDED_FILE, ERROR_FILE, Result, read_result, write_result
 from lep.shards import Table
 from lep.sweep import forget_notes, leave_note
-from lep.training import EndTraining, ReportHeldOut
+from lep.training import EndTraining, ReportHeldOut, measured
 
 # Kept in this one place: configs are written so that Hydra 1.3 and 1.4 read them alike.
 HYDRA_VERSION_BASE = "1.3"
@@ -142,10 +142,9 @@ def run_trial(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> N
         leave_note(run_dir, ENDED_FILE, str(ended))
         terminal.say(f"ended     {run_dir}: {ended}")
     else:
-        bits = [row[measure] for row in result.training["curve"] if measure in row]
-        if not bits:
-            raise ValueError(f"search.measure={measure} is not in the curve. Give one that training measures")
-        terminal.say(f"search    {trial.finish(bits[-1])}")
+        validations = [row for row in result.training["curve"] if any(key.startswith("val/") for key in row)]
+        bits = measured(measure, validations[-1])
+        terminal.say(f"search    {trial.finish(bits)}")
 
 
 def make_result(config: DictConfig, run_dir: Path, *, chosen: dict[str, str], watch: Sequence[Callback] = ()) -> Result:

@@ -6,7 +6,7 @@ from lep.training.loss import chunked_cross_entropy
 from lep.training.module import EmbeddingTraining
 from lep.training.parallel import Disband, ShardedBody
 from lep.training.progress import TrainingProgress
-from lep.training.watching import BenchmarkWhileTraining, EndTraining, ReportHeldOut
+from lep.training.watching import BenchmarkWhileTraining, EndTraining, ReportHeldOut, measured
 
 __all__ = [
     "BenchmarkWhileTraining",
@@ -21,4 +21,5 @@ __all__ = [
     "TrainingProgress",
     "chunked_cross_entropy",
     "held_out_windows",
+    "measured",
 ]

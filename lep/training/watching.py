@@ -56,7 +56,12 @@ class ReportHeldOut(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, EmbeddingTraining)
-        if self.measure not in pl_module.latest:
-            measured = [name for name in pl_module.latest if name.startswith("val/")]
-            raise ValueError(f"search.measure={self.measure} is not measured. Give one of {', '.join(measured)}")
-        self._report(trainer.global_step, pl_module.latest[self.measure])
+        self._report(trainer.global_step, measured(self.measure, pl_module.latest))
+
+
+def measured(measure: str, validation: Mapping[str, float]) -> float:
+    """One measure of a validation. ValueError names those that there are."""
+    if measure not in validation:
+        names = [name for name in validation if name.startswith("val/")]
+        raise ValueError(f"search.measure={measure} is not measured. Give one of {', '.join(names)}")
+    return validation[measure]
