@@ -142,8 +142,8 @@ def run_trial(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -> N
         leave_note(run_dir, ENDED_FILE, str(ended))
         terminal.say(f"ended     {run_dir}: {ended}")
     else:
-        validations = [row for row in result.training["curve"] if any(key.startswith("val/") for key in row)]
-        bits = measured(measure, validations[-1])
+        last = {name: value for row in result.training["curve"] for name, value in row.items()}
+        bits = measured(measure, last)
         terminal.say(f"search    {trial.finish(bits)}")
 
 

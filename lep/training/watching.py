@@ -59,9 +59,9 @@ class ReportHeldOut(pl.Callback):
         self._report(trainer.global_step, measured(self.measure, pl_module.latest))
 
 
-def measured(measure: str, validation: Mapping[str, float]) -> float:
-    """One measure of a validation. ValueError names those that there are."""
-    if measure not in validation:
-        names = [name for name in validation if name.startswith("val/")]
+def measured(measure: str, latest: Mapping[str, float]) -> float:
+    """The latest value of what a search goes by. ValueError names the measures on held-out text that there are."""
+    if measure not in latest:
+        names = [name for name in latest if name.startswith("val/")]
         raise ValueError(f"search.measure={measure} is not measured. Give one of {', '.join(names)}")
-    return validation[measure]
+    return latest[measure]
