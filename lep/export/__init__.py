@@ -23,6 +23,7 @@ from lep.export.files import copy_companions, write_tokenizer
 from lep.export.ids import config_with_ids, generation_with_ids, id_map
 from lep.export.padding import PAD_TO, pad_tables
 from lep.export.progress import bytes_progress
+from lep.export.sentencepiece_file import sentencepiece_model
 from lep.export.servers import served_by
 from lep.shards import Table
 from lep.vocabulary import read_vocabulary
@@ -74,7 +75,8 @@ def export_model(
             write_tables(instruct_dir, staging, padded, body=body, advance=advance)
         _write(staging / CONFIG_FILE, config)
         _write(staging / GENERATION_FILE, generation)
-        write_tokenizer(tokenizer, staging)
+        pieces = sentencepiece_model(tokenizer)
+        write_tokenizer(tokenizer, staging, sentencepiece_model=pieces)
         _, stale = copy_companions(instruct_dir, staging, tokenizer)
         (staging / RECIPE_FILE).write_text(as_yaml(recipe), encoding="utf-8")
         checks = check_directory(
@@ -85,7 +87,7 @@ def export_model(
             source_configs=sources,
             reference=reference,
         )
-        servers = served_by(tokenizer, rows=rows, tokens=tokens, tied=tables.tied)
+        servers = served_by(tokenizer, sentencepiece=pieces, rows=rows, tokens=tokens, tied=tables.tied)
         report = {"rows": rows, "checks": checks, "servers": servers, "left_out": [*left_out, *stale]}
         facts = {
             "architecture": (config.get("architectures") or [config.get("model_type")])[0],

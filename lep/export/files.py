@@ -2,7 +2,7 @@
 
 In: the instruct model's directory and the result's tokenizer. Out: tokenizer files that say one thing, licences and
 processors beside them. A file that describes the old vocabulary (`tokenizer.model`, `vocab.json`, ...) would make other
-programs read other tokens, so it comes along only where it agrees with tokenizer.json.
+programs read other tokens, so it comes along only where it agrees with tokenizer.json and was not written anew.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import PreTrainedTokenizerFast
 
+from lep.export.sentencepiece_file import FILE
 from lep.vocabulary import merge_pairs, model_ids, tokenizer_json
 
 # What a server or a reader needs besides weights, configs and tokenizer.
@@ -21,11 +22,16 @@ COMPANIONS = ("*processor*.json", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*",
 TRANSIENT = ("is_local", "local_files_only", "backend", "auto_map")
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
-    """tokenizer.json, its config and the chat template, in names that transformers 4 and 5 both know."""
+def write_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: Path, *, sentencepiece_model: bytes | None) -> None:
+    """tokenizer.json, its config and the chat template, in names that transformers 4 and 5 both know.
+
+    Beside them tokenizer.model, where SentencePiece has such a vocabulary.
+    """
     tokenizer.save_pretrained(out_dir)
     for name in SLOW_FILES:  # classes of old models write theirs along
         (out_dir / name).unlink(missing_ok=True)
+    if sentencepiece_model is not None:
+        (out_dir / FILE).write_bytes(sentencepiece_model)
     path = out_dir / "tokenizer_config.json"
     settings = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k not in TRANSIENT}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # version 4 knows no TokenizersBackend
@@ -38,7 +44,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
 def copy_companions(source: Path, out_dir: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
     """Copies what comes along; gives the names of the files copied and of those left behind as stale."""
     wanted = sorted({path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()})
-    slow = [source / name for name in SLOW_FILES if (source / name).is_file()]
+    slow = [source / name for name in SLOW_FILES if (source / name).is_file() and not (out_dir / name).exists()]
     stale = [path for path in slow if not agrees(path, tokenizer)]
     for path in (copied := wanted + [path for path in slow if path not in stale]):
         shutil.copyfile(path, out_dir / path.name)  # follows the links of the hub's cache
@@ -82,13 +88,13 @@ def _roles_agree(path: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
 
 def _pieces_agree(path: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
     proto = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    pieces = {proto.id_to_piece(i): i for i in range(len(proto))}
+    pieces = {proto.id_to_piece(i): i for i in range(len(proto)) if not proto.is_unused(i)}
     added = tokenizer.get_added_vocab()
     return pieces | added == model_ids(tokenizer_json(tokenizer)["model"]) | added
 
 
 SLOW_FILES: dict[str, Callable[[Path, PreTrainedTokenizerFast], bool]] = {
-    "tokenizer.model": _pieces_agree,
+    FILE: _pieces_agree,
     "vocab.json": _vocab_agrees,
     "merges.txt": _merges_agree,
     "added_tokens.json": _added_tokens_agree,
