@@ -202,7 +202,8 @@ def write_answers(path: Path, answers: Sequence[Answered]) -> None:
 
 def read_answers(path: Path) -> list[Answered]:
     """What `write_answers` wrote."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:  # which end where they were ended, not at what an answer may hold
+        rows = [json.loads(line) for line in lines]
     return [
         Answered(Conversation(tuple(Turn(**turn) for turn in row["messages"])), row["answer"], row["ended"])
         for row in rows

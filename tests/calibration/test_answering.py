@@ -100,7 +100,10 @@ def test_a_killed_process_asks_nothing_twice(tmp_path: Path, model, tokenizer, q
 
 
 def test_answers_come_back_from_their_file_as_they_were(tmp_path: Path, questions):
-    answers = [Answered(questions[0], "сидел\nтам", "end token"), Answered(questions[1], "", "budget")]
+    answers = [
+        Answered(questions[0], "сидел\nтам\u2028и\u2029тут\x85\r", "end token"),
+        Answered(questions[1], "", "budget"),
+    ]
     write_answers(tmp_path / "answers.jsonl", answers)
     assert read_answers(tmp_path / "answers.jsonl") == answers
 
