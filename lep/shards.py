@@ -211,7 +211,9 @@ def tensor_files(model_dir: Path) -> dict[str, Path]:
         return files
     if (model_dir / SINGLE_FILE).exists():
         return dict.fromkeys(read_header(model_dir / SINGLE_FILE)[0], model_dir / SINGLE_FILE)
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in model_dir.glob(pattern))
+    pickles = sorted(
+        path.name for pattern in ("*.bin", "*.bin.index.json", "*.pt", "*.pth") for path in model_dir.glob(pattern)
+    )
     if pickles:
         raise ValueError(
             f"{model_dir}: weights are pickles ({pickles[0]}), which can run code when opened. Convert them once: "

@@ -49,6 +49,7 @@ from lep.corpus import PackedBlocks, PreparedCorpus, pack, prepare, reading_prog
 from lep.embeddings import TABLES_FILE, Embeddings, open_embeddings, read_embeddings, set_embeddings_, written_bytes
 from lep.export.progress import busy, rows_progress
 from lep.memory import SMALL_MODEL_BYTES, peak_memory_bytes, propagation_bytes
+from lep.propagation import check_family
 from lep.propagation.gram import CHUNK_ROWS
 from lep.propagation.swap import swap
 from lep.results import ORIGINAL, UNTRAINED, Result, environment
@@ -147,6 +148,10 @@ def make_plan(config: DictConfig) -> Plan:
         )
     if "training" in planned:
         check_context(config.training.block_size, checkpoints.context_length(base_dir))
+        # Weights that cannot be read, or do not fit each other, are told now, not after training.
+        used = {"adapted": checkpoints.resolve_adapted(config.adapted)} if config.adapted else {}
+        used |= {"model.base": base_dir} | ({"model.instruct": instruct_dir} if instruct_dir else {})
+        check_family({name: open_embeddings(directory) for name, directory in used.items()})
     compared = {
         str(name): checkpoints.resolve_tokenizer(reference, None, key=f"compare_tokenizers.{name}")
         for name, reference in (config.compare_tokenizers or {}).items()

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 
 from lep.calibration.method import named_in_full
 from lep.config import (
@@ -440,3 +442,21 @@ def test_what_suites_read_is_looked_for_before_any_work(tmp_path: Path):
     plan = make_plan(composed(*asked))
     assert list(plan.suites) == ["darumeru"] and plan.asked["darumeru"]["protocol"]["name"] == "corrected"
     assert make_plan(composed(*asked, "stages=[propagation]")).suites == {}
+
+
+def test_weights_that_no_run_can_use_are_told_before_any_work(tmp_path: Path):
+    tiny = ROOT / "lep" / "assets" / "tiny"
+    for name in ("base", "instruct"):
+        shutil.copytree(tiny / name, tmp_path / name)
+    asked = [f"model.base={tmp_path}/base", f"model.instruct={tmp_path}/instruct", f"artifacts_dir={tmp_path}/a"]
+    assert make_plan(composed(*asked)).instruct_dir == tmp_path / "instruct"
+    (weights,) = (tmp_path / "instruct").glob("*.safetensors")
+    tables = {name: table for name, table in load_file(weights).items() if re.search("embed_tokens|lm_head", name)}
+    save_file({name: table[:, ::2].contiguous() for name, table in tables.items()}, weights)
+    with pytest.raises(ValueError, match="hidden sizes differ.*'model.instruct'"):
+        make_plan(composed(*asked))
+    weights.unlink()
+    (tmp_path / "instruct" / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{tmp_path}/instruct: weights are pickles"):
+        make_plan(composed(*asked))
+    assert make_plan(composed(*asked, "stages=[tokenizer]")).instruct_dir is None

@@ -94,8 +94,9 @@ def test_tables_that_cannot_be_told_are_refused(tmp_path, names, message):
         read_embeddings(tmp_path)
 
 
-def test_pickled_weights_are_refused_with_the_remedy(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_pickled_weights_are_refused_with_the_remedy(tmp_path, name):
+    (tmp_path / name).write_bytes(b"never opened")
     with pytest.raises(ValueError, match="save_pretrained"):
         read_embeddings(tmp_path)
 

@@ -8,7 +8,7 @@ siblings, so the first V rows of their tables are the same tokens; the instruct 
 
 # V base vocabulary, U new vocabulary, D hidden
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,6 +64,18 @@ def drift(base: Table, instruct: Table, operator: SubtokenOperator) -> dict:
     return {"relative_drift": (change / before) ** 0.5, "untrained_rows": int(untrained.sum())}
 
 
+def check_family(models: Mapping[str, Embeddings[Table]]) -> None:
+    """ValueError unless the tables of all models, by name, have one hidden size, and all are tied or none is."""
+    if len({embeddings.tied for embeddings in models.values()}) > 1:
+        tied = [name for name, embeddings in models.items() if embeddings.tied]
+        raise ValueError(
+            f"propagation: only {tied} have tied tables. Use models of one family, all tied or all untied."
+        )
+    sizes = {name: embeddings.input.shape[1] for name, embeddings in models.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"propagation: hidden sizes differ: {sizes}. Use models of one family.")
+
+
 def _check(
     adapted: Embeddings[Table],
     base: Embeddings[Table],
@@ -72,14 +84,7 @@ def _check(
     kept_rows: Sequence[tuple[int, int]],
 ) -> None:
     models = {"adapted": adapted, "base": base, "instruct": instruct}
-    if len({embeddings.tied for embeddings in models.values()}) > 1:
-        tied = [name for name, embeddings in models.items() if embeddings.tied]
-        raise ValueError(
-            f"propagation: only {tied} have tied tables. Use three models of one family, all tied or all untied."
-        )
-    sizes = {name: embeddings.input.shape[1] for name, embeddings in models.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"propagation: hidden sizes differ: {sizes}. Use three models of one family.")
+    check_family(models)
     new, old = operator.weights.shape  # type: ignore[misc]
     for name, needed in (("adapted", new), ("base", old), ("instruct", old)):
         rows = models[name].input.shape[0]
