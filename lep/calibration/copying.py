@@ -13,7 +13,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -41,9 +41,6 @@ _SEEN = "hold a sentence of the texts that the embeddings were trained or are ju
 # Texts of the micro-world that are drawn at most for each that is wanted.
 _DRAWS = 100
 
-# Wrapped and indented text is made even first, so that what is to be copied is words and not blanks.
-_TIDY = CorpusFilters(tidy_whitespace=True)
-
 Wordings = Mapping[str, Sequence[str]]
 
 
@@ -53,12 +50,14 @@ def copy_tasks(
     count: int,
     characters: tuple[int, int],
     seed: int,
+    filters: CorpusFilters,
     wordings: Wordings | None = None,
     exclude: Container[int] = frozenset(),
 ) -> list[Conversation]:
     """`count` requests to repeat a passage, in as equal parts as may be of the languages that the documents are in.
 
-    characters: the least and the most that a passage has. wordings: language -> requests with `{text}` in them; by
+    characters: the least and the most that a passage has. filters: those of the corpus, by which texts are cleaned and
+    their languages told. wordings: language -> requests with `{text}` in them; by
     default those of `copying.yaml`. exclude: `fingerprints` of texts of which no passage may hold a sentence.
 
     Reads all documents, and remembers `count` passages of each language. ValueError if there are too few passages.
@@ -71,6 +70,7 @@ def copy_tasks(
         count=count,
         characters=characters,
         seed=seed,
+        filters=filters,
         languages=wordings,
         accept=lambda passage: not is_known(passage, exclude),
         turned_down=_SEEN,
@@ -107,6 +107,7 @@ def choose_passages(
     count: int,
     characters: tuple[int, int],
     seed: int,
+    filters: CorpusFilters,
     languages: Container[str],
     accept: Callable[[str], bool],
     turned_down: str,
@@ -119,12 +120,16 @@ def choose_passages(
     says of how many what `turned_down` says, and the remedy.
     """
     heaps, taken, refused = defaultdict[str, list[tuple[int, str]]](list), set[int](), 0
+    unasked = Counter[str]()
+    # Wrapped and indented text is made even first, so that what is to be copied is words and not blanks.
+    filters = replace(filters, tidy_whitespace=True)
     with document_progress("choosing passages") as advance:
         for document in documents:
             advance(1)
-            cleaned = clean(document.text, _TIDY)
-            language = document_language(cleaned, document.language, _TIDY)
+            cleaned = clean(document.text, filters)
+            language = document_language(cleaned, document.language, filters)
             if language is None or language not in languages:
+                unasked[language or "another language"] += 1
                 continue
             heap = heaps[language]
             for passage in passages(cleaned.text, characters, seed=seed):
@@ -144,6 +149,7 @@ def choose_passages(
     if sum(parts.values()) < count:
         there = ", ".join(f"{number} of {name!r}" for name, number in parts.items()) or "none"
         others = f"; {refused:,} others {turned_down}" if refused else ""
+        others += "".join(f"; {n:,} texts are of {name!r}, in which nothing is asked" for name, n in unasked.items())
         raise ValueError(
             f"the texts hold too few passages of {characters[0]} to {characters[1]} characters that fit: {there}, but "
             f"{count} are wanted{others}. {remedy}"
@@ -268,6 +274,7 @@ class CopyTasks:
     characters: tuple[int, int]
     seed: int = 0
     wordings: str | None = None
+    filters: CorpusFilters = field(default_factory=CorpusFilters)
 
     def __post_init__(self) -> None:
         if self.count is not None:
@@ -285,6 +292,7 @@ class CopyTasks:
             count=self.count,
             characters=(least, most),
             seed=self.seed,
+            filters=self.filters,
             wordings=wordings,
             exclude=exclude,
         )
@@ -295,6 +303,7 @@ class CopyTasks:
             "texts": self.source.fingerprint(),
             "count": self.count,
             "characters": list(self.characters),
+            "filters": asdict(self.filters),
             "seed": self.seed,
             "wordings": read_wordings(self.wordings),
         }

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from lep.calibration.conversations import Conversation, Turn
 from lep.calibration.copying import choose_passages, fingerprints, is_known, read_wordings
+from lep.corpus.filters import CorpusFilters
 from lep.corpus.text_files import TextFiles
 from lep.durable import replacing
 
@@ -239,6 +240,7 @@ def chats(texts: TextFiles, *, records: int, seed: int, exclude: TextFiles | Non
         count=records,
         characters=CHARACTERS,
         seed=seed,
+        filters=CorpusFilters(),
         languages=words,
         accept=lambda text: passage_of(text) is not None and not is_known(text, known),
         turned_down="hold no sentences to ask about, or one of the texts of --exclude",

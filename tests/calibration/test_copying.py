@@ -17,7 +17,7 @@ from lep.calibration.copying import (
     read_wordings,
     write_fingerprints,
 )
-from lep.corpus import Document, TextFiles
+from lep.corpus import CorpusFilters, Document, TextFiles
 
 RUSSIAN = [
     f"Утром номер {i} старый учитель вышел в сад и долго смотрел на деревья. Потом пошёл дождь, и все {i} ушли домой. "
@@ -33,7 +33,9 @@ DOCUMENTS = [Document(text, "") for pair in zip(RUSSIAN, ENGLISH, strict=True) f
 
 
 def make(count: int = 20, documents=DOCUMENTS, **settings) -> list[Conversation]:
-    return copy_tasks(documents, count=count, **{"characters": (40, 160), "seed": 0, **settings})
+    return copy_tasks(
+        documents, count=count, **{"characters": (40, 160), "seed": 0, "filters": CorpusFilters(), **settings}
+    )
 
 
 def answer(task: Conversation) -> str:
@@ -143,6 +145,23 @@ def test_settings_and_wordings_that_cannot_be_are_refused(tmp_path: Path):
         read_wordings(tmp_path / "none.yaml")
 
 
+def test_languages_and_scripts_are_those_of_the_corpus(tmp_path: Path):
+    ukrainian = [Document(text.replace("ы", "и").replace("э", "е"), "") for text in RUSSIAN]
+    filters = CorpusFilters(languages={"uk": "Cyrillic"}, scripts=("Cyrillic",))
+    wordings = {"uk": ["Повтори: {text}"]}
+    tasks = make(documents=ukrainian, filters=filters, wordings=wordings)
+    assert len(tasks) == 20 and all(task.turns[0].content == f"Повтори: {answer(task)}" for task in tasks)
+    with pytest.raises(ValueError, match="too few.*60 texts are of 'ru', in which nothing is asked"):
+        make(documents=ukrainian, wordings=wordings)
+    (tmp_path / "a.txt").write_text("\n\n".join(document.text for document in ukrainian))
+    (tmp_path / "w.yaml").write_text("uk: ['Повтори: {text}']")
+    given = {"wordings": str(tmp_path / "w.yaml")}
+    source = CopyTasks(TextFiles((f"{tmp_path}/*.txt",)), 5, (40, 160), filters=filters, **given)
+    assert len(list(source.read())) == 5
+    other = CopyTasks(TextFiles((f"{tmp_path}/*.txt",)), 5, (40, 160), **given)
+    assert source.fingerprint() != other.fingerprint()
+
+
 def test_as_a_source_of_any_corpus(tmp_path: Path):
     (tmp_path / "a.txt").write_text("\n\n".join(ENGLISH))
     (tmp_path / "w.yaml").write_text("en: ['Again: {text}']")
@@ -162,6 +181,7 @@ def test_passages_are_chosen_by_what_is_accepted():
         count=7,
         characters=(40, 160),
         seed=0,
+        filters=CorpusFilters(),
         languages={"ru", "en"},
         accept=lambda text: "garden" in text or "сад" in text,
         turned_down="have no garden",
