@@ -7,6 +7,7 @@ import sys
 import torch
 from pico_models import random_operator
 
+from lep import memory
 from lep.embeddings import Embeddings
 from lep.memory import propagation_bytes
 from lep.propagation.gram import CHUNK_ROWS
@@ -46,3 +47,12 @@ def test_a_fit_on_files_takes_no_more_memory_than_foreseen(tmp_path):
 
 def test_what_is_foreseen_at_8b_fits_a_laptop():
     assert propagation_bytes(4096, chunk_rows=CHUNK_ROWS) < 6e9
+
+
+def test_a_kernel_that_does_not_say_the_peak_is_asked_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    elsewhere = memory.peak_memory_bytes()
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t  100 kB\n")
+    assert memory.peak_memory_bytes() == elsewhere > 10**7
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  100 kB\n")
+    assert memory.peak_memory_bytes() == 100 * 1024
