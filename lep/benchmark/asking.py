@@ -6,6 +6,7 @@ fingerprint says which); in it a query is known by its key and by all that is as
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import time
@@ -88,7 +89,7 @@ class Journal:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self.path.parent.glob(f"{self.path.name}*")):
+        for path in sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.jsonl")):
             self._read(path)
         own = self._own()
         if not own.exists() or not own.stat().st_size:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lep.benchmark.asking import Journal
 from lep.benchmark.bits_per_byte import bits_per_byte
 from lep.benchmark.fair import Fair, read_texts, text_measures
 from lep.benchmark.minimal_pairs import MinimalPairs
@@ -91,3 +92,10 @@ def test_the_fair_suite_reads_texts_and_writes_in_a_script(
     with pytest.raises(ValueError, match="texts.ru=.* holds no text"):
         (tmp_path / "ru.txt").write_text("\n\n")
         suite(model, bpe)
+
+
+def test_suites_whose_names_begin_alike_keep_journals_of_their_own(tmp_path: Path) -> None:
+    for name in ("fair_kk", "fair", "fair[0]"):
+        Journal(tmp_path / name, {"suite": name}).add({"answer": name})
+    for name in ("fair", "fair_kk", "fair[0]"):
+        assert Journal(tmp_path / name, {"suite": name}).known == {"answer": name}
