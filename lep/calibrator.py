@@ -117,7 +117,7 @@ class Calibrator:
         for unseen in ("log_every_steps", "checkpoint_every_steps"):
             del tuning[unseen]
         # On held-out texts the end-of-turn token of a propagated model is repaired.
-        judged = {name: self.judge.key[name] for name in ("instruct", "held_out", "measured")}
+        judged = {name: self.judge.key[name] for name in ("instruct", "held_out", "measured", "repair")}
         return {**judged, **self.key, "before": candidate.key, "tuning": tuning, "seed": self.seed}
 
     # What is learnt from

@@ -46,6 +46,7 @@ from lep.vocabulary import SubtokenOperator, read_vocabulary
 # Conversations that show where a turn ends: of each language, and how long.
 PROBES, PROBE_CHARACTERS, PROBE_TOKENS = 100, 300, 64
 PROBES_AT_ONCE = 32
+NOT_ASKED = "repair_end_of_turn=false"
 NOT_REPAIRED = "no model was in memory to see where its answers end; repair_end_of_turn=true loads it"
 Probe = tuple[str, str]  # what the user says, what the original instruct model answers
 
@@ -99,7 +100,8 @@ class Judge:
     """Carries tables into the instruct model and benchmarks what comes out. One instruct model is in memory at a time.
 
     context: characters of a window for bits per byte. kept_rows: (new id, instruct id) of the rows that the instruct
-    model keeps. key: what all rows depend on (instruct model, suites, held-out texts).
+    model keeps. repair: whether the row of the end-of-turn token is repaired. key: what all rows depend on (instruct
+    model, suites, held-out texts).
     """
 
     store: Store
@@ -113,6 +115,7 @@ class Judge:
     held_out: Mapping[str, Sequence[str]]
     context: int
     key: Mapping[str, Any]
+    repair: bool = True
     device: str = "cpu"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     pad_to: int = 1  # rows of an exported vocabulary are a multiple of this
@@ -174,11 +177,13 @@ class Judge:
         vocabulary = read_vocabulary(self.tokenizer)
         if vocabulary.unassigned:
             tables = pad_tables(tables, len(vocabulary), 1, unused=vocabulary.unassigned).in_memory()
-        probes, reference = self._probes(model)
+        probes, reference = self._probes(model) if self.repair else ([], torch.empty(0))
         set_embeddings_(model, tables)
         if probes:
             stored = tables.input.dtype  # what an export keeps of the row
             diagnostics["end of turn"] = self._restore_end_of_turn(model, probes, reference, stored)
+        elif not self.repair:
+            diagnostics["end of turn"] = {"changed": False, "unchanged_because": NOT_ASKED}
         return diagnostics
 
     def carry(self, candidate: Candidate, *, export_dir: Path | None = None) -> Judged:

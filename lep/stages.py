@@ -573,11 +573,13 @@ def make_judge(
         suites=dict(plan.suites),
         held_out=held_out,
         context=BITS_CONTEXT,
+        repair=config.repair_end_of_turn is not False,
         key={
             "instruct": plan.instruct_fingerprint,
             "suites": {name: [plain(config.benchmark[name]), asked] for name, asked in plan.asked.items()},
             "held_out": plan.stages["corpus"].key,
             "measured": config.measured_characters,
+            "repair": config.repair_end_of_turn is not False,
             "context": BITS_CONTEXT,
             "device": torch.device(device_of(config)).type,  # which decides the precision
         },

@@ -92,7 +92,7 @@ def calibrator(
         suites={},
         held_out={},
         context=64,
-        key={"instruct": "pico", "held_out": "none", "measured": 1},
+        key={"instruct": "pico", "held_out": "none", "measured": 1, "repair": True},
     )
 
     def make_trainer(tuning: Tuning, steps: int, row: str, checkpoint: pl.Callback) -> pl.Trainer:

@@ -15,7 +15,8 @@ from lep.benchmark import asking
 from lep.benchmark.minimal_pairs import MinimalPairs
 from lep.benchmark.scoring import render_chat
 from lep.callbacks import Candidate, Judge, PropagateAndBenchmark
-from lep.embeddings import Embeddings, open_embeddings
+from lep.embeddings import Embeddings, embeddings_of, open_embeddings
+from lep.propagation.swap import swap
 from lep.training import EmbeddingTraining, PackedData
 
 PROBES = [("the cat sat", "on the mat"), ("Мария купила книгу", "и"), ("the", "Мария купила красную книгу")] * 2
@@ -40,11 +41,11 @@ def test_states_at_ends_are_those_of_each_conversation_read_alone(family: str, m
     torch.testing.assert_close(others, torch.cat(slow_others), atol=1e-5, rtol=1e-5)
 
 
-def test_judging_goes_on_at_the_item_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pico_judge(tmp_path: Path, *, tied: bool = True, repair: bool = True, **suites: MinimalPairs) -> Judge:
     tokenizer = pico_tokenizer(300)
-    pico_model("llama", tied=True, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    pico_model("llama", tied=tied, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    judge = Judge(
+    return Judge(
         store=Store(tmp_path / "artifacts"),
         instruct_dir=tmp_path / "model",
         instruct_tokenizer=tokenizer,
@@ -52,11 +53,32 @@ def test_judging_goes_on_at_the_item_where_it_was_killed(tmp_path: Path, monkeyp
         kept_rows=[],
         base=open_embeddings(tmp_path / "model"),
         operator=identity_operator(len(tokenizer)),
-        suites={"minimal_pairs": MinimalPairs(limit=40)},
         held_out={"ru": ["Мария купила книгу.", "Том пошёл домой."]},
         context=64,
         key={"instruct": "pico"},
+        suites=suites,
+        repair=repair,
     )
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_the_end_of_turn_is_repaired_unless_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repair: bool
+) -> None:
+    judge, looked = pico_judge(tmp_path, tied=False, repair=repair), []
+    monkeypatch.setattr(callbacks, "ended_answers", lambda *_: looked.append(1) or PROBES)
+    adapted = open_embeddings(tmp_path / "model").in_memory()
+    model, _, diagnostics = judge.model_of(Candidate("swap", adapted, swap, {}))
+    assert bool(looked) == repair
+    if repair:
+        assert diagnostics["end of turn"]["ends"] == len(PROBES)
+    else:
+        assert diagnostics["end of turn"] == {"changed": False, "unchanged_because": "repair_end_of_turn=false"}
+        assert torch.equal(embeddings_of(model).output, adapted.output)
+
+
+def test_judging_goes_on_at_the_item_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = pico_judge(tmp_path, minimal_pairs=MinimalPairs(limit=40))
     choose, asked = asking._choose, []
 
     def killed_after(number: int):
