@@ -74,7 +74,7 @@ BITS_CONTEXT = 240
 OPERATOR_FILE = "operator.safetensors"
 SEEN_FILE = "fingerprints.npy"
 HISTORY_FILE = "history.json"
-TRAIN, TRAINED = "train", "trained"  # what the leader tells the other processes of the tables
+TRAINED = "trained"  # what the leader tells the other processes of the tables, or the key of those to be trained
 
 
 @dataclass(frozen=True)
@@ -389,12 +389,13 @@ def train(
     """
     if not processes.is_leader():
         # The leader holds the store's lock and judges; the others only train beside it.
-        if processes.word_of_leader() == TRAIN:
-            fit_tables(plan, run_dir, start, [], [])
+        word = processes.word_of_leader()
+        if word not in (TRAINED, processes.FAILED):
+            fit_tables(plan, run_dir, start, [], [], key=word)
         raise processes.LeaderGoesOn
     stage = plan.stages["adapted"]
     with plan.store.open(stage.kind, stage.name, stage.inputs) as slot:
-        processes.word_of_leader(TRAINED if slot.ready else TRAIN)
+        processes.word_of_leader(TRAINED if slot.ready else stage.key)
         if slot.ready:
             history = json.loads((slot.path / HISTORY_FILE).read_text())
             log_again(loggers, history)
@@ -408,19 +409,24 @@ def train(
             start.tokenizer.save_pretrained(slot.staging)
             slot.publish(steps=plan.config.training.steps)
 
-        history = fit_tables(plan, run_dir, start, loggers, [*watch, PropagateAndBenchmark(publish, evaluate)])
+        judging = PropagateAndBenchmark(publish, evaluate)
+        history = fit_tables(plan, run_dir, start, loggers, [*watch, judging], key=stage.key)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         return history
 
 
 def fit_tables(
-    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], callbacks: list[Callback]
+    plan: Plan, run_dir: Path, start: Adaptation, loggers: list[Logger], callbacks: list[Callback], *, key: str
 ) -> list[dict[str, float]]:
-    """Train from the start, or from the checkpoint that a killed run left. Gives the training curve."""
+    """Train from the start, or from the checkpoint that a killed run left. Gives the training curve.
+
+    key: the leader's, of what is trained. Other processes may name it otherwise, as large files of their machine are
+    known by their times of change; the checkpoint has one place all the same.
+    """
     config = plan.config
     module, data = make_training(plan, start)
-    # Under the key of what is trained: a checkpoint of other text or another base is not gone on with.
-    kept = run_dir / "checkpoints" / plan.stages["adapted"].key[:KEY_LENGTH]
+    # Under the key: a checkpoint of other text or another base is not gone on with.
+    kept = run_dir / "checkpoints" / key[:KEY_LENGTH]
     checkpoint = LastCheckpoint(kept, every_n_steps=config.training.checkpoint_every_steps)
     progress = [TrainingProgress()] if config.trainer.enable_progress_bar else []
     callbacks = [checkpoint, *progress, Disband(), *callbacks]
