@@ -21,6 +21,7 @@ from lep.durable import replacing
 
 ORIGINAL, UNTRAINED = "original", "no training"  # the rows that every propagation is compared with
 BITS = "bits per byte"  # what the score is called in comparisons: of a language's texts, and less is better
+IN_TRAINING = "benchmark/"  # what scores are called, before task and language, in the curve of training
 TOTAL = "all tasks"  # what the items of all tasks of a language together are called
 FORMAT = 1  # bump when a reader of the previous format would misread the file
 PACKAGES = (

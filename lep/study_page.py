@@ -13,7 +13,7 @@ from typing import Any
 
 from lep.charts import Chart, Point, line_chart, scatter_chart
 from lep.report import language_name, page_template
-from lep.results import Score
+from lep.results import IN_TRAINING, Score
 from lep.study import (
     BITS,
     CHARACTERS,
@@ -31,7 +31,7 @@ from lep.tables import Board, Table, boards
 MICRO_AVERAGE = "Micro-Avg"  # a suite's own mean over its tasks
 MEAN = "mean of the tasks"
 MOST_NAMES = 6  # beside the marks of a chart, before they stand in one another's way
-BENCHMARK, VALIDATION = "benchmark/", "val/bits_per_byte/"
+VALIDATION = "val/bits_per_byte/"
 
 
 def render_study(study: Study, tables: Sequence[Table], notes: Sequence[str], *, title: str, charts: bool) -> str:
@@ -121,8 +121,8 @@ def training_charts(study: Study) -> list[Chart]:
     lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(dict)
     for group in study.groups:
         for key, points in curves(group).items():
-            if key.startswith(BENCHMARK):
-                task, _, language = key.removeprefix(BENCHMARK).rpartition("/")
+            if key.startswith(IN_TRAINING):
+                task, _, language = key.removeprefix(IN_TRAINING).rpartition("/")
                 lines[f"{task} of the base model, percent right ({language_name(language)})"][group.label] = [
                     (step, 100 * value) for step, value in points
                 ]

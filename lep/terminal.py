@@ -16,7 +16,7 @@ from lep.callbacks import NOT_REPAIRED
 from lep.config import calibrations, planned_stages, trained_rows, variant_name
 from lep.processes import is_leader
 from lep.report import calibration_sentences, incomplete_sentences, terminal_table, unequal_sentences, vocabulary_tables
-from lep.results import Result
+from lep.results import IN_TRAINING, Result
 from lep.stages import Plan, needs
 
 console = Console()
@@ -109,10 +109,23 @@ def show_result(result: Result, run_dir: Path, config: DictConfig) -> None:
     for name, found in result.propagation.items():
         if found.get("end of turn", {}).get("unchanged_because") == NOT_REPAIRED:
             say(f"note      {name}: the end-of-turn token was not repaired: {NOT_REPAIRED}")
+    if unwatched(result, config):
+        say(
+            f"note      during_training.every_steps={config.during_training.every_steps} had no effect: the tables had "
+            "been trained before, by a run that did not ask for it. Another artifacts_dir or seed trains anew"
+        )
     kept = [name for name in ("config.yaml", "metrics.csv", "answers", "result.json") if (run_dir / name).exists()]
     say(f"saved     {run_dir}/  ({', '.join(kept)})")
     say(f"page      {run_dir / 'report.html'}")
     say(f"next      {_next_command(config, run_dir)}")
+
+
+def unwatched(result: Result, config: DictConfig) -> bool:
+    """Whether scores in training were asked for, and the tables came from the store with a curve that has none."""
+    curve, every = result.training.get("curve"), config.during_training.every_steps
+    if not curve or every is None or every > config.training.steps:
+        return False
+    return not any(name.startswith(IN_TRAINING) for row in curve for name in row)
 
 
 def _next_command(config: DictConfig, run_dir: Path) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from lep import terminal
 from lep.report import (
     facts,
     number,
@@ -247,3 +249,15 @@ def test_vocabularies_side_by_side_keep_their_numbers_on_a_narrow_terminal(resul
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("2.91") == 3 and text.count("128\u202f256") == 3 and "…" not in text
+
+
+def test_a_curve_without_the_scores_that_were_asked_for_is_told(result: Result):
+    def unwatched(every: int | None, result: Result) -> bool:
+        asked = OmegaConf.create({"during_training": {"every_steps": every}, "training": {"steps": 100}})
+        return terminal.unwatched(result, asked)
+
+    assert unwatched(50, result)
+    assert not unwatched(None, result) and not unwatched(101, result)
+    watched = [*result.training["curve"], {"step": 50, "benchmark/copying/ru": 0.5}]
+    assert not unwatched(50, replace(result, training={"curve": watched}))
+    assert not unwatched(50, replace(result, training={}))

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lep.embeddings import Embeddings
+from lep.results import IN_TRAINING
 from lep.training.module import EmbeddingTraining
 
 
@@ -33,7 +34,7 @@ class BenchmarkWhileTraining(pl.Callback):
             return
         assert isinstance(pl_module, EmbeddingTraining)
         self._judged_at = step
-        scores = {f"benchmark/{name}": value for name, value in self._judge(pl_module.embeddings()).items()}
+        scores = {f"{IN_TRAINING}{name}": value for name, value in self._judge(pl_module.embeddings()).items()}
         pl_module.history.append({"step": step, **scores})
         if trainer.is_global_zero:
             for logger in trainer.loggers:
