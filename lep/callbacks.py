@@ -7,7 +7,7 @@ Lightning callback only says when.
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -197,17 +197,22 @@ class Judge:
         if export_dir is None:
             return Judged(Row(candidate.name), diagnostics, [])
         export_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=export_dir.parent, prefix=".carried-") as folder:
+        folder = export_dir.with_name(f".{export_dir.name}.carried")
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir()
+        try:
             # Computed once and kept on disk: they are read for the audit, for the padding and for the checkpoint.
             with bytes_progress(f"computing {candidate.name}", tables.nbytes) as advance:
-                tables.save(Path(folder) / TABLES_FILE, advance=advance)
-            tables = open_tables(Path(folder) / TABLES_FILE)
+                tables.save(folder / TABLES_FILE, advance=advance)
+            tables = open_tables(folder / TABLES_FILE)
             assert candidate.tables is not None, "only tables are carried"
             diagnostics = audited(diagnostics, tables, candidate.tables)
             recipe = {**self.recipe, "propagation": candidate.name}
             diagnostics["export"] = export_model(
                 self.instruct_dir, tables, self.tokenizer, export_dir, recipe=recipe, pad_to=self.pad_to
             )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return Judged(Row(candidate.name), diagnostics, [])
 
     def _propagate(self, candidate: Candidate) -> tuple[Embeddings[Table], dict[str, Any]]:

@@ -77,6 +77,17 @@ def test_the_end_of_turn_is_repaired_unless_that_is_not_wanted(
         assert torch.equal(embeddings_of(model).output, adapted.output)
 
 
+def test_what_a_killed_process_left_beside_an_export_is_cleared(tmp_path: Path) -> None:
+    judge, left = pico_judge(tmp_path), tmp_path / "models" / ".swap.carried"
+    left.mkdir(parents=True)
+    (left / "embeddings.safetensors").write_bytes(b"half")
+    adapted = open_embeddings(tmp_path / "model")
+    found = judge.carry(Candidate("swap", adapted, swap, {}), export_dir=tmp_path / "models" / "swap")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["swap"]
+    written = open_embeddings(tmp_path / "models" / "swap").in_memory()
+    assert torch.equal(written.input[: found.diagnostics["export"]["rows"]], adapted.in_memory().input)
+
+
 def test_judging_goes_on_at_the_item_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = pico_judge(tmp_path, minimal_pairs=MinimalPairs(limit=40))
     choose, asked = asking._choose, []

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lep.durable import replacing
 from lep.embeddings import Embeddings, embeddings_of, set_embeddings_
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -96,11 +97,9 @@ def write_adapter(directory: Path, tuned: Tuned, model: PreTrainedModel, *, base
     trained = (tuned.input, tuned.input.clone() if tuned.tied and tuned.input is not None else tuned.output)
     tables = {_name_of(model, at): table for at, table in zip(places, trained, strict=True) if table is not None}
     tensors |= {f"{name}weight": table for name, table in tables.items()}
-    save_file(
-        {PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()},
-        directory / WEIGHTS_FILE,
-        metadata={"format": "pt"},
-    )
+    with replacing(directory / WEIGHTS_FILE) as staging:
+        named = {PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(named, staging, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -113,7 +112,8 @@ def write_adapter(directory: Path, tuned: Tuned, model: PreTrainedModel, *, base
         "modules_to_save": [name.rstrip(".") for name in tables] or None,
         "ensure_weight_tying": bool(tuned.tied and tables),
     }
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with replacing(directory / CONFIG_FILE) as staging:
+        staging.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_adapter(directory: Path) -> Tuned:
