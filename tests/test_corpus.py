@@ -159,12 +159,23 @@ def test_a_plain_file_too_long_to_hold_comes_in_parts(tmp_path: Path, monkeypatc
         ("a.jsonl.gz", b"no gzip", {}, "cannot be read"),
         ("a.docx", b"", {}, "no known ending; known are .jsonl"),
         ("a.parquet.gz", b"", {}, "no known ending"),
+        ("a.parquet", b"PAR1 no parquet PAR1", {}, "a.parquet cannot be read as Parquet"),
     ],
 )
 def test_unusable_file_is_named(tmp_path: Path, name: str, content: bytes, options: dict, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         list(TextFiles((str(tmp_path / name),), **options).documents())
+
+
+def test_a_parquet_file_damaged_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"text {i}" for i in range(1000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="a.parquet cannot be read as Parquet"):
+        list(TextFiles((str(path),)).documents())
 
 
 def test_pattern_without_a_file_is_named(tmp_path: Path) -> None:

@@ -131,14 +131,18 @@ def _long_texts(path: Path) -> Iterator[str]:
 
 
 def parquet_records(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict]:
-    """The records of a Parquet file, streamed; of `columns`, those that it has."""
-    from pyarrow.parquet import ParquetFile  # not needed for other files
+    """The records of a Parquet file, streamed; of `columns`, those that it has. ValueError for a file that is none."""
+    from pyarrow import ArrowException  # not needed for other files
+    from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path) as table:
-        there = table.schema_arrow.names
-        wanted = there if columns is None else [name for name in there if name in columns]
-        for batch in table.iter_batches(batch_size=1000, columns=wanted):
-            yield from batch.to_pylist()
+    try:
+        with ParquetFile(path) as table:
+            there = table.schema_arrow.names
+            wanted = there if columns is None else [name for name in there if name in columns]
+            for batch in table.iter_batches(batch_size=1000, columns=wanted):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:  # the second where a page inside it is damaged
+        raise ValueError(f"{path} cannot be read as Parquet ({error}). Write it anew or remove it.") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
