@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from omegaconf import DictConfig
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from lep import checkpoints
 from lep.artifacts import MANIFEST
@@ -47,10 +47,8 @@ def open_loggers(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -
         yield []
         return
     os.environ.setdefault("WANDB_MODE", "offline")
-    loggers: list[Logger] = [CSVLogger(save_dir=str(run_dir), name="", version="")]
-    for name, node in config.logger.items():
-        if name != "csv":
-            loggers.append(build(node, **of_run(node, config, run_dir, chosen)))
+    nodes = {"csv": OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger"}), **(config.get("logger") or {})}
+    loggers: list[Logger] = [build(node, **of_run(node, config, run_dir, chosen)) for node in nodes.values()]
     failed = True
     try:
         yield loggers
@@ -66,6 +64,8 @@ def of_run(node: DictConfig, config: DictConfig, run_dir: Path, chosen: dict[str
     """What a logger is told of the run beside its own config."""
     kind = str(node._target_).rpartition(".")[2]
     told: dict[str, Any] = {"save_dir": str(run_dir)}
+    if kind == "CSVLogger":
+        told |= {"name": "", "version": ""}  # in the folder itself, where the record looks for it
     if kind in NAME:
         told[NAME[kind]] = run_dir.name
     if kind == "WandbLogger":

@@ -5,10 +5,12 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+from hydra import compose, initialize_config_module
 from own_process import run_lep
+from pytorch_lightning.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lep.loggers import headline, run_id
+from lep.loggers import headline, open_loggers, run_id
 from lep.results import Result, Row, Score
 
 
@@ -94,3 +96,13 @@ def test_tensorboard_and_mlflow_get_the_same_curves_by_config_alone(tmp_path: Pa
     assert all(abs(drawn[step] - stored[step]) < 1e-6 for step in drawn)
     assert runs == [(run_dir.name, "FINISHED")] and len(speed) == 1
     assert params["training/steps"] == "3" and params["choices/tokenizer"] == "extension"
+
+
+def test_the_csv_logger_is_always_there_and_can_be_set(tmp_path: Path) -> None:
+    for overrides, steps in (([], 100), (["logger=[csv]", "logger.csv.flush_logs_every_n_steps=3"], 3)):
+        with initialize_config_module("lep.conf", version_base="1.3"):
+            config = compose("config", overrides=["logger=[]", *overrides])
+        with open_loggers(config, tmp_path / str(steps), chosen={}) as (logger,):
+            assert isinstance(logger, CSVLogger) and logger._flush_logs_every_n_steps == steps
+            logger.log_metrics({"a": 1.0}, step=1)
+        assert (tmp_path / str(steps) / "metrics.csv").read_text().splitlines()[0] == "a,step"
