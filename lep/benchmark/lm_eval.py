@@ -7,16 +7,21 @@ asking is not Darumeru's (a chat's examples, what an option is): compare its fig
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from lep.benchmark.asking import Journal, Ranks
 from lep.benchmark.records import Record, SuiteResult
 from lep.results import Score
+
+NO_HARNESS = "benchmark=lm_eval needs the harness: pip install 'lep[lm-eval]'"
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,19 @@ class LmEval:
     language: str = "ru"
 
     def __call__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, progress: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        progress: str | None = None,
+        journal: Journal | None = None,
+        ranks: Ranks | None = None,
     ) -> SuiteResult:
-        if not self.tasks:
-            raise ValueError("benchmark.lm_eval.tasks is empty. Name tasks, e.g. benchmark.lm_eval.tasks=[xnli_ru]")
-        found = evaluate(model, tokenizer, self)
+        """Remembered whole: the harness does not go on in the middle, nor does it share items out."""
+        found = (journal or Journal()).remember(f"limit {self.limit}", lambda: plain(evaluate(model, tokenizer, self)))
         scores, details = {}, {}
-        for task, metrics in found["results"].items():
-            named = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-            n = found["n-samples"].get(task, {}).get("effective", 0)
+        for task, named in found["results"].items():
+            n = found["n"].get(task, 0)
             details[f"lm_eval {task}"] = {name.removesuffix(",none"): value for name, value in named.items()}
             for name, value in named.items():
                 metric, _, cut = name.partition(",")  # the harness's "filter": how an answer is cut out of a text
@@ -53,12 +62,50 @@ class LmEval:
                     label = metric if cut == "none" else f"{metric} ({cut})"
                     scores[f"{task} {label}/{self.language}"] = Score(float(value), float(stderr), n)
         records = [
-            Record(task, self.language, "", "", str(sample["target"]), float(sample["acc"]), item=str(sample["doc_id"]))
-            for task, samples in found["samples"].items()
-            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
-            if "acc" in sample
+            Record(task, self.language, "", "", target, value, item=item)
+            for task, answers in found["answers"].items()
+            for item, target, value in answers
         ]
         return SuiteResult(scores, details, records)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What answers depend on besides the model. ValueError where the harness, tasks or files are missing."""
+        if not self.tasks:
+            raise ValueError("benchmark.lm_eval.tasks is empty. Name tasks, e.g. benchmark.lm_eval.tasks=[xnli_ru]")
+        settings = {key: value for key, value in asdict(self).items() if key != "include_path"}
+        try:
+            return {"harness": metadata.version("lm_eval"), **settings, "files": self._files()}
+        except metadata.PackageNotFoundError as error:
+            raise ValueError(NO_HARNESS) from error
+
+    def _files(self) -> dict[str, str]:
+        """Digests of one's own tasks and of all that lies beside them."""
+        if self.include_path is None:
+            return {}
+        folder = Path(self.include_path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"benchmark.lm_eval.include_path={self.include_path} is no directory. Give one with tasks")
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
+
+
+def plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the harness's result what JSON can say: metrics, numbers of items, and what was right of each item."""
+    return {
+        "results": {
+            task: {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            for task, metrics in found["results"].items()
+        },
+        "n": {task: counted.get("effective", 0) for task, counted in found["n-samples"].items()},
+        "answers": {
+            task: [
+                [str(sample["doc_id"]), str(sample["target"]), float(sample["acc"])]
+                for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+                if "acc" in sample
+            ]
+            for task, samples in found["samples"].items()
+        },
+    }
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: LmEval) -> dict[str, Any]:
@@ -68,8 +115,9 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: 
         from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ValueError(f"benchmark=lm_eval needs the harness ({error.name}): pip install 'lep[lm-eval]'") from error
-    manager = TaskManager(include_path=suite.include_path, include_defaults=suite.include_path is None)
+        raise ValueError(NO_HARNESS) from error
+    own = suite.include_path and str(Path(suite.include_path).expanduser())
+    manager = TaskManager(include_path=own, include_defaults=own is None)
     # Its decorators hide its signatures from type checkers.
     found: Any = simple_evaluate(  # pyright: ignore
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size),  # pyright: ignore

@@ -3,11 +3,16 @@
 import csv
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lep.benchmark import lm_eval
+from lep.benchmark.asking import Journal
 from lep.benchmark.darumeru import Darumeru
 from lep.benchmark.lm_eval import RUCOLA, LmEval, write_rucola_task
 from lep.results import Score
@@ -55,29 +60,40 @@ def test_the_harness_that_is_not_installed_is_told_with_a_remedy(
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"pip install 'lep\[lm-eval\]'"):
         LmEval(["xnli_ru"])(pico_model(len(bpe)), bpe)
+    monkeypatch.setattr(metadata, "version", lambda name: metadata.distribution("no such " + name).version)
+    with pytest.raises(ValueError, match=r"pip install 'lep\[lm-eval\]'"):
+        LmEval(["xnli_ru"]).fingerprint()
     with pytest.raises(ValueError, match="tasks is empty"):
-        LmEval([])(pico_model(len(bpe)), bpe)
+        LmEval([]).fingerprint()
 
 
-def test_scores_of_filters_and_correlations_below_zero_are_kept(
-    bpe: PreTrainedTokenizerFast, pico_model: Callable[..., LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metrics = {
-        "alias": "rucola",
-        "mcc,none": -0.13,
-        "mcc_stderr,none": 0.06,
-        "exact_match,flexible-extract": 0.5,
-        "exact_match_stderr,flexible-extract": 0.1,
-        "perplexity,none": 30.0,
-        "perplexity_stderr,none": 1.0,
-        "bleu,none": 0.2,
-        "bleu_stderr,none": "N/A",
+def test_other_files_of_ones_own_tasks_are_another_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "0.4")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tasks" / "data").mkdir(parents=True)
+    (tmp_path / "tasks" / "data" / "test.csv").write_text("a")
+    suite = LmEval(["mine"], include_path="~/tasks")
+    before = suite.fingerprint()
+    assert suite.fingerprint() == before and list(before["files"]) == ["data/test.csv"]
+    (tmp_path / "tasks" / "data" / "test.csv").write_text("b")
+    assert suite.fingerprint() != before
+    with pytest.raises(ValueError, match="include_path=/none is no directory"):
+        LmEval(["mine"], include_path="/none").fingerprint()
+
+
+def test_the_harness_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "results": {"mine": {"alias": "mine", "acc,none": 0.5, "acc_stderr,none": 0.5, "sample": lambda: None}},
+        "n-samples": {"mine": {"effective": 2}},
+        "samples": {"mine": [{"doc_id": 1, "target": 0, "acc": 1.0}, {"doc_id": 0, "target": 1, "acc": 0.0}]},
     }
-    told = {"results": {"rucola": metrics}, "n-samples": {"rucola": {"effective": 20}}, "samples": {}}
-    monkeypatch.setattr("lep.benchmark.lm_eval.evaluate", lambda *_: told)
-    found = LmEval(["rucola"])(pico_model(len(bpe)), bpe)
-    assert found.scores == {
-        "rucola mcc/ru": Score(-0.13, 0.06, 20),
-        "rucola exact_match (flexible-extract)/ru": Score(0.5, 0.1, 20),
-    }
-    assert found.details["lm_eval rucola"]["perplexity"] == 30.0
+    asked: list[int | None] = []
+    monkeypatch.setattr(lm_eval, "evaluate", lambda _, __, suite: asked.append(suite.limit) or found)
+    suite, model, tokenizer = LmEval(["mine"], limit=2), Mock(), Mock()
+    first = suite(model, tokenizer, journal=Journal(tmp_path / "lm_eval"))
+    again = suite(model, tokenizer, journal=Journal(tmp_path / "lm_eval"))
+    assert first == again == suite(model, tokenizer) and asked == [2, 2]
+    assert first.scores == {"mine acc/ru": Score(0.5, 0.5, 2)}
+    assert [(record.item, record.value) for record in first.records] == [("0", 0.0), ("1", 1.0)]
+    replace(suite, limit=1)(model, tokenizer, journal=Journal(tmp_path / "lm_eval"))
+    assert asked == [2, 2, 1]
