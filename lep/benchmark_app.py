@@ -103,7 +103,7 @@ def open_journal(
     )
     fingerprint = {"suite": name, "settings": settings, "asked": asked, **identity}
     key = artifact_key("answers", fingerprint)
-    path = Path(config.artifacts_dir) / "answers" / f"{name}-{key[:12]}"
+    path = Path(config.artifacts_dir).expanduser() / "answers" / f"{name}-{key[:12]}"
     journal = Journal(path, {"key": key, **fingerprint}, rank=ranks.rank)
     if journal.known and not ranks.rank:
         terminal.say(f"resumed   {name} of {model_name}: {len(journal.known):,} answers are there")

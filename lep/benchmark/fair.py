@@ -150,6 +150,9 @@ def micro_texts(language: str) -> list[str]:
 
 def read_texts(path: Path) -> list[str]:
     """Documents of a file: the field `text` of JSONL, or plain text parted by empty lines."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise ValueError(f"benchmark.fair.texts: {path} is not there")
     if path.suffix == ".jsonl":
         return [row["text"] for row in read_rows(path)]
     return [part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]

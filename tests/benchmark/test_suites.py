@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lep.benchmark.asking import Journal
 from lep.benchmark.bits_per_byte import bits_per_byte
+from lep.benchmark.darumeru.sources import make_source
 from lep.benchmark.fair import Fair, read_texts, text_measures
 from lep.benchmark.minimal_pairs import MinimalPairs
 from lep.benchmark.records import compare
@@ -92,6 +93,19 @@ def test_the_fair_suite_reads_texts_and_writes_in_a_script(
     with pytest.raises(ValueError, match="texts.ru=.* holds no text"):
         (tmp_path / "ru.txt").write_text("\n\n")
         suite(model, bpe)
+
+
+def test_files_of_a_suite_may_lie_in_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="ru.txt is not there"):
+        Fair({}, texts={"ru": "~/ru.txt"}).fingerprint()
+    (tmp_path / "ru.txt").write_text("Мария купила книгу.")
+    assert read_texts(Path("~/ru.txt")) == ["Мария купила книгу."]
+    (tmp_path / "pairs.csv").write_text("sentence_good,sentence_bad\na,b\n")
+    assert MinimalPairs("~/pairs.csv", phenomenon=None)._pairs() == [("pairs", "a", "b")]
+    (tmp_path / "own" / "data" / "rucola").mkdir(parents=True)
+    (tmp_path / "own" / "data" / "rucola" / "test.jsonl").write_text('{"sentence": "a"}\n')
+    assert make_source("~/own", None, {}).rows("rucola", "test") == [{"sentence": "a"}]
 
 
 def test_suites_whose_names_begin_alike_keep_journals_of_their_own(tmp_path: Path) -> None:

@@ -95,8 +95,8 @@ def make_source(name: str, revision: str | None, files: Mapping[str, Mapping[str
         source: Source = Hub(revision)
     elif name == "stand_in":
         source = StandIn()
-    elif Path(name).is_dir():
-        source = Directory(Path(name))
+    elif (folder := Path(name).expanduser()).is_dir():
+        source = Directory(folder)
     else:
         raise ValueError(f"benchmark.darumeru.source={name} is no directory. Give one, or `hub`, or `stand_in`")
     return WithFiles(source, files) if files else source
@@ -104,6 +104,7 @@ def make_source(name: str, revision: str | None, files: Mapping[str, Mapping[str
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a JSONL or CSV file. ValueError naming the file and line of what is no row."""
+    path = path.expanduser()
     if not path.is_file():
         raise ValueError(f"{path} is not there; a benchmark was told to read it")
     with path.open(encoding="utf-8", newline="") as stream:
