@@ -8,10 +8,11 @@ STAMP := $(VENV)/.installed
 demo: setup ## the whole method on the embedded tiny pair, in two to three minutes
 	$(VENV)/bin/lep
 
-test: setup $(STAMP)-tests ## ruff, then every test
+# Of several workers each keeps to one core: threads that wait for a core of another's slow all down.
+test: setup $(STAMP)-tests ## ruff, then every test, by as many processes as there are cores, up to four
 	$(VENV)/bin/ruff check lep tests conf
 	$(VENV)/bin/ruff format --check lep tests
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: setup ## style and types
 	$(VENV)/bin/ruff check --fix lep tests
