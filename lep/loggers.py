@@ -47,7 +47,10 @@ def open_loggers(config: DictConfig, run_dir: Path, *, chosen: dict[str, str]) -
         yield []
         return
     os.environ.setdefault("WANDB_MODE", "offline")
-    nodes = {"csv": OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger"}), **(config.get("logger") or {})}
+    nodes = {
+        "csv": OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger"}),
+        **(config.get("logger") or {}),
+    }
     loggers: list[Logger] = [build(node, **of_run(node, config, run_dir, chosen)) for node in nodes.values()]
     failed = True
     try:

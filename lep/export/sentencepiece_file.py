@@ -8,12 +8,13 @@ join in one order; they part where a piece could also be made of two that no pai
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2 as pb
+from sentencepiece import sentencepiece_model_pb2
 from transformers import PreTrainedTokenizerFast
 
 from lep.vocabulary import MARK, Vocabulary, alphabet_of, merge_pairs, read_vocabulary, tokenizer_json
 
 FILE = "tokenizer.model"
+pb: Any = sentencepiece_model_pb2  # whose classes are made as it is imported
 Kind = pb.ModelProto.SentencePiece
 
 
