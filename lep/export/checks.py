@@ -97,7 +97,8 @@ def _weights_are_whole(directory: Path) -> str:
         raise _fail(
             f"its index and files differ in {len(odd)} tensors, first {odd[0]}", "Download the instruct model again."
         )
-    return f"{len(named)} tensors in {len({*named.values()})} files, all whole"
+    files = len({*named.values()})
+    return f"{len(named)} tensors in {files} file{'s' if files > 1 else ''}, all whole"
 
 
 def _tokenizer_is(loaded: PreTrainedTokenizerFast, meant: PreTrainedTokenizerFast) -> str:
