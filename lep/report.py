@@ -18,6 +18,7 @@ from rich.table import Table
 from lep.charts import Chart, line_chart
 from lep.results import BITS, TOTAL, Result, Row, Score
 
+SMALLEST_BITS = 0.0005  # per byte: a difference that would be shown as nothing
 LANGUAGES = {"ru": "Russian", "en": "English"}
 STOPS = {
     "end of turn": "end-of-turn token",
@@ -264,7 +265,16 @@ def _verdict_on_texts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     apart = sorted(filter(_beyond_noise, comparisons), key=lambda c: -abs(c["difference"]))
     if comparisons and not apart:
         return ["Bits per byte of held-out text do not differ beyond the noise."]
-    return [_difference_sentence(c) for c in apart]
+    large = [c for c in apart if abs(c["difference"]) >= SMALLEST_BITS]
+    small = [c for c in apart if c not in large]
+    told = [_difference_sentence(c) for c in large]
+    if small:
+        told.append(
+            f"{_count(small, 'difference')} on held-out text are beyond the noise and below {SMALLEST_BITS} {BITS}."
+            if len(small) > 1
+            else f"One difference on held-out text is beyond the noise and below {SMALLEST_BITS} {BITS}."
+        )
+    return told
 
 
 def _verdict_on_tasks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from lep.report import (
     vocabulary_tables,
     write_report,
 )
-from lep.results import Result, Row, Score
+from lep.results import BITS, Result, Row, Score
 
 TASKS = ("questions", "copying", "translation", "facts, seen", "facts ranked, seen", "facts, recalled", "agreement")
 HOSTILE = "<script>alert('&')</script>"
@@ -249,6 +249,19 @@ def test_vocabularies_side_by_side_keep_their_numbers_on_a_narrow_terminal(resul
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("2.91") == 3 and text.count("128\u202f256") == 3 and "…" not in text
+
+
+def test_differences_in_bits_that_would_be_shown_as_nothing_are_counted():
+    def compared(*differences: float) -> list[str]:
+        of = {"task": f"{BITS}/ru", "a": "swap", "b": "delta", "n": 200}
+        return verdict([{**of, "difference": d, "low": d - 1e-4, "high": d + 1e-4} for d in differences])
+
+    assert compared(2e-5) == ["Bits per byte of held-out text do not differ beyond the noise."]
+    (one,) = compared(2e-4)
+    assert one == "One difference on held-out text is beyond the noise and below 0.0005 bits per byte."
+    large, small = compared(2e-4, -3e-4, 7e-4)
+    assert "delta is better than swap by 0.001 bits per byte" in large
+    assert small == "2 differences on held-out text are beyond the noise and below 0.0005 bits per byte."
 
 
 def test_a_curve_without_the_scores_that_were_asked_for_is_told(result: Result):
