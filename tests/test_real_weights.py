@@ -46,7 +46,7 @@ def test_the_vocabulary_into_itself_gives_the_same_logits_bit_for_bit(model_dir:
 
 def test_extension_without_training_leaves_english_as_it_is(model_dir: Path):
     tokenizer = load_tokenizer(model_dir, key="model")
-    longer = extension(tokenizer, RUSSIAN, new_tokens=8)
+    longer = extension(tokenizer, RUSSIAN, new_tokens=4)
     operator = subtoken_operator(longer, tokenizer)
     assert longer(ENGLISH)["input_ids"] == tokenizer(ENGLISH)["input_ids"]
     assert len(longer(RUSSIAN[0])["input_ids"]) < len(tokenizer(RUSSIAN[0])["input_ids"])
@@ -62,7 +62,7 @@ def test_extension_without_training_leaves_english_as_it_is(model_dir: Path):
 
 def test_a_real_model_with_an_extended_vocabulary_is_exported_and_checked(model_dir: Path, tmp_path: Path):
     tokenizer = load_tokenizer(model_dir, key="model")
-    longer = extension(tokenizer, RUSSIAN, new_tokens=8)
+    longer = extension(tokenizer, RUSSIAN, new_tokens=4)
     operator = subtoken_operator(longer, tokenizer)
     chatting, _ = result_tokenizer(longer, tokenizer)
     model = load_model(model_dir)

@@ -31,9 +31,11 @@ def training_pre_tokenizer(family: Family) -> PreTokenizer:
     if family.alphabet == "byte_level":
         assert own is not None
         return own
-    pieces = [piece for piece in model_ids(family.spec["model"]) if piece not in family.byte_pieces]
-    longest = max((len(run) for piece in pieces for run in re.findall(r"\d+", piece)), default=1)
-    space = f"{MARK}?" if any(re.match(rf"{MARK}\d", piece) for piece in pieces) else ""
+    pieces = model_ids(family.spec["model"]).keys() - set(family.byte_pieces)
+    # As Latin digits go: Gemma splits these one by one, and has years in Bengali ones, and tokens named <unused10>.
+    words = pieces - {token["content"] for token in family.added}
+    longest = max((len(run) for word in words for run in re.findall("[0-9]+", word)), default=1)
+    space = f"{MARK}?" if any(re.match(f"{MARK}[0-9]", word) for word in words) else ""
     kinds = [
         rf"{MARK}+(?={MARK}[^{MARK}])",  # the spaces before the one that opens a word
         rf"{MARK}?\p{{L}}[\p{{L}}\p{{M}}]*",

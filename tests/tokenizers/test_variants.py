@@ -12,7 +12,9 @@ from pico_tokenizers import (
     byte_level_bpe,
     metaspace_unigram,
     sentencepiece_bpe,
+    wrap,
 )
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from lep.tokenizers import bpe, extension, optimization, original, unigram
@@ -125,6 +127,20 @@ def test_extension_leaves_any_text_of_other_scripts_alone(base, text):
 def test_every_variant_spends_fewer_tokens_on_the_target_language(base, variant):
     count = {t: sum(len(ids_of(t, text)) for text in RUSSIAN) for t in (BASES[base](), built(base, variant))}
     assert count[built(base, variant)] < count[BASES[base]()]
+
+
+@pytest.mark.parametrize("learn", [bpe, unigram])
+def test_numbers_in_names_of_tokens_and_in_other_digits_are_no_numbers_of_the_family(learn):
+    """Gemma has tokens named <unused10> and years in Bengali digits; Latin ones it splits one by one."""
+    spec = tokenizer_json(sentencepiece_bpe())
+    last = max(spec["model"]["vocab"].values())
+    spec["model"]["vocab"] |= {"<unused10>": last + 1, "১৯": last + 2, "▁১৯": last + 3}
+    spec["added_tokens"].append({**spec["added_tokens"][0], "id": last + 1, "content": "<unused10>", "special": False})
+    base = wrap(Tokenizer.from_str(json.dumps(spec)), unk_token="<unk>")
+    years = [*BILINGUAL, *(f"В {year} году было {year} книг" for year in (1234, 1235, 1236))] * 20
+    learnt = learn(base, years, vocab_size=420)
+    assert "<unused10>" in learnt.get_vocab() and vocabulary_report(learnt, {})["digits_per_token"] == 1
+    assert learnt.tokenize("году 1234")[-3:] == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
