@@ -514,7 +514,7 @@ def test_only_a_bpe_in_metaspaces_has_a_tokenizer_model(tmp_path):
     (tmp_path / "instruct" / "tokenizer.model").write_bytes(b"of another vocabulary")
     report = export_model(tmp_path / "instruct", embeddings_of(model), bpe, tmp_path / "out", recipe=RECIPE)
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == sentencepiece_model(bpe)
-    assert report["left_out"] == [] and report["checks"]["slow tokenizer files"] == "tokenizer.model agree"
+    assert report["left_out"] == [] and report["checks"]["slow tokenizer files"] == "tokenizer.model agrees"
     (tmp_path / "out" / "tokenizer.model").write_bytes(sentencepiece_model(sentencepiece_bpe(vocab_size=400)))
     assert not agrees(tmp_path / "out" / "tokenizer.model", bpe)
 

@@ -124,7 +124,9 @@ def _slow_files_agree(directory: Path, tokenizer: PreTrainedTokenizerFast) -> st
     wrong = [name for name in found if not agrees(directory / name, tokenizer)]
     if wrong:
         raise _fail(f"{wrong} say other than tokenizer.json", "Delete them from the instruct model's directory.")
-    return f"{', '.join(found)} agree" if found else "none; tokenizer.json is the only source"
+    if not found:
+        return "none; tokenizer.json is the only source"
+    return f"{', '.join(found)} {'agrees' if len(found) == 1 else 'agree'}"
 
 
 def _ids_are(directory: Path, source_configs: dict[str, dict[str, Any]], ids: IdMap) -> str:
