@@ -25,7 +25,12 @@ def bpe(
     """
     family = family_of(base)
     require_room(family, "tokenizer.vocab_size", vocab_size)
-    pieces, merges = _train(family, texts, vocab_size - len(family.added))
+    # Tokens that are added may be learnt as well, and take no room then: some more are trained.
+    spare = sum(not token["special"] for token in family.added)
+    pieces, merges = _train(family, texts, vocab_size - len(family.added) + spare)
+    pieces = pieces[: family.number_fitting(pieces, vocab_size)]
+    kept = {*pieces}
+    merges = [(left, right) for left, right in merges if kept.issuperset((left, right, left + right))]
     vocab, added_ids = family.place(pieces)
     tokenizer = assemble(family, bpe_model(family, vocab, merges), added_ids)
     if facts is not None:

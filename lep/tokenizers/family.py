@@ -8,9 +8,11 @@ Models are checked first, since the tokenizers library panics on a merge whose p
 import copy
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -51,6 +53,15 @@ class Family:
         # A Unigram model must hold the unknown piece that metaspace families need, so theirs come first in any case.
         return self.alphabet == "metaspace" or any(token["id"] == 0 for token in self.added)
 
+    def number_fitting(self, pieces: Sequence[str], size: int) -> int:
+        """How many of the pieces, the first ones, go into a vocabulary of `size` ids.
+
+        Bytes and added tokens, which it holds anyway, may be among them: Gemma adds runs of spaces and line ends.
+        """
+        held = {*self.byte_pieces, *(token["content"] for token in self.added)}
+        new = np.cumsum([piece not in held for piece in pieces])
+        return int(np.searchsorted(new, size - self.num_reserved, side="right"))
+
     def place(self, pieces: list[str]) -> tuple[dict[str, int], dict[str, int]]:
         """Ids for a new vocabulary, added tokens before or behind the pieces as the base has them.
 
@@ -59,7 +70,7 @@ class Family:
         """
         contents = [token["content"] for token in self.added]
         if self.specials_first:
-            # Gemma adds line ends and tabs as tokens, which a new vocabulary may learn as well: they are there already.
+            # What a new vocabulary learnt and the added tokens have as well is there already.
             ids = {piece: i for i, piece in enumerate(dict.fromkeys([*contents, *pieces]))}
             return ids, {content: ids[content] for content in contents}
         return (

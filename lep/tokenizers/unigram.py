@@ -129,12 +129,10 @@ def _pieces_of(proto: bytes) -> Scored:
 
 def _likeliest(family: Family, scored: Scored, vocab_size: int) -> Scored:
     """The pieces that fit into `vocab_size`: single letters first, since longer pieces fall back on them."""
-    # A byte-level vocabulary spells the ASCII letters in the bytes it has anyway.
-    free = sum(piece.isascii() and len(piece) == 1 for piece in scored) if family.alphabet == "byte_level" else 0
     extra = 0 if family.alphabet == "byte_level" else sum(c not in scored for c in PRINTABLE_ASCII)
-    room = vocab_size - family.num_reserved + free - extra
     order = sorted(scored, key=lambda piece: (len(piece) > 1, -scored[piece], piece))
-    return {piece: scored[piece] for piece in order[: max(room, 0)]}
+    fitting = family.number_fitting([as_piece(family, piece) for piece in order], vocab_size - extra)
+    return {piece: scored[piece] for piece in order[:fitting]}
 
 
 def _build(family: Family, scored: Scored) -> PreTrainedTokenizerFast:

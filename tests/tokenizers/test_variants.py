@@ -129,14 +129,28 @@ def test_every_variant_spends_fewer_tokens_on_the_target_language(base, variant)
     assert count[built(base, variant)] < count[BASES[base]()]
 
 
+def gemma_like(*added: str, pieces: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer whose added tokens, none of them special, stand in the vocabulary, with some pieces more."""
+    spec = tokenizer_json(sentencepiece_bpe())
+    ids = {piece: len(spec["model"]["vocab"]) + i for i, piece in enumerate((*added, *pieces))}
+    spec["model"]["vocab"] |= ids
+    as_first = spec["added_tokens"][0]
+    spec["added_tokens"] += [{**as_first, "id": ids[name], "content": name, "special": False} for name in added]
+    return wrap(Tokenizer.from_str(json.dumps(spec)), unk_token="<unk>")
+
+
+@pytest.mark.parametrize("learn", [bpe, unigram])
+def test_added_tokens_that_are_learnt_as_well_take_no_room(learn):
+    learnt = [piece for piece in built("metaspace", "bpe").get_vocab() if piece.startswith("▁") and len(piece) > 3]
+    tokenizer = learn(gemma_like(*learnt), BILINGUAL, vocab_size=450)
+    assert len(tokenizer) == len(read_vocabulary(tokenizer)) == 450 and {*learnt} <= tokenizer.get_vocab().keys()
+    assert sorted(tokenizer.get_vocab().values()) == [*range(450)]
+
+
 @pytest.mark.parametrize("learn", [bpe, unigram])
 def test_numbers_in_names_of_tokens_and_in_other_digits_are_no_numbers_of_the_family(learn):
     """Gemma has tokens named <unused10> and years in Bengali digits; Latin ones it splits one by one."""
-    spec = tokenizer_json(sentencepiece_bpe())
-    last = max(spec["model"]["vocab"].values())
-    spec["model"]["vocab"] |= {"<unused10>": last + 1, "১৯": last + 2, "▁১৯": last + 3}
-    spec["added_tokens"].append({**spec["added_tokens"][0], "id": last + 1, "content": "<unused10>", "special": False})
-    base = wrap(Tokenizer.from_str(json.dumps(spec)), unk_token="<unk>")
+    base = gemma_like("<unused10>", pieces=("১৯", "▁১৯"))
     years = [*BILINGUAL, *(f"В {year} году было {year} книг" for year in (1234, 1235, 1236))] * 20
     learnt = learn(base, years, vocab_size=420)
     assert "<unused10>" in learnt.get_vocab() and vocabulary_report(learnt, {})["digits_per_token"] == 1
