@@ -61,6 +61,7 @@ def measure(forecast: Forecast, steps: int, accumulate: int) -> Found:
         enable_model_summary=False,
         enable_progress_bar=False,
     )
+    module.train()  # Lightning warns of modules in eval mode; the module itself puts the body there
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     trainer.fit(module, PackedData(blocks, batch_size=batch.blocks, seed=0))

@@ -1,6 +1,6 @@
 """What holds on a CPU holds on a GPU too: losses, training, tuning, answers, memory. Runs where torch finds one."""
 
-import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from own_process import run_lep
 from pico_models import FAMILIES, TEXT, pico_model, pico_tokenizer
-from test_cli import SMALL, environment
 from torch.nn import functional
 
 from lep import cost
@@ -26,7 +25,15 @@ from lep.training.loss import chunked_cross_entropy, positions_at_once
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
+SMALL = (
+    "training.steps=12",
+    "training.warmup_steps=2",
+    "training.log_every_steps=1",
+    "corpus.source.num_documents=1500",
+    "corpus.held_out.documents=10",
+)
 OLD, NEW, BLOCK, BLOCKS = 60, 83, 33, 8
+WORKSPACES = 70e6  # that cuBLAS takes for its products on a Hopper GPU
 MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -162,7 +169,8 @@ def test_memory_is_what_was_foretold(family: str, rows: str):
     trainer.fit(module, PackedData(packed, batch_size=count, seed=0))
     batch = cost.Batch(count, length, 2, positions_at_once(new, "cuda"), accumulate=2)
     told = cost.training_memory(shape, cost.Trained(new, output=moving, input=moving), batch)
-    assert told.total == pytest.approx(torch.cuda.max_memory_allocated() - started, rel=0.05)
+    beside = torch.cuda.max_memory_allocated() - started - told.total
+    assert -0.03 * told.total < beside < WORKSPACES + 0.03 * told.total
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
@@ -225,11 +233,12 @@ def test_the_whole_method_runs_on_a_gpu(tmp_path: Path):
     results = []
     for trainer in ("gpu", "cpu"):
         overrides = (*SMALL, *more, f"trainer={trainer}", f"output_dir=out_{trainer}", f"artifacts_dir=art_{trainer}")
-        run_lep(tmp_path, [*overrides], environment(), check=True)
-        results.append(read_result(tmp_path / f"out_{trainer}" / "result.json"))
+        run_lep(tmp_path, [*overrides], os.environ, check=True)
+        (found,) = (tmp_path / f"out_{trainer}").rglob("result.json")
+        results.append(read_result(found))
     there, here = results
     assert [row.name for row in there.rows] == [row.name for row in here.rows]
     assert there.rows[0].scores == here.rows[0].scores
     curves = [[row["train/loss"] for row in result.training["curve"] if "train/loss" in row] for result in results]
     assert curves[0] == pytest.approx(curves[1], rel=0.02)  # a body in bfloat16 beside one in float32
-    assert json.loads((tmp_path / "out_gpu" / "result.json").read_text())["environment"]["device"] == "gpu"
+    assert there.environment["device"] == "gpu"
