@@ -16,6 +16,9 @@ from typing import Any
 
 WIDE = 4  # bytes of a float32: trained tables, their gradients and moments, the statistics of norms
 MOMENTS = 2  # that AdamW keeps of a trained number, in float32
+# Measured on an H100 (benchmarks/train.py): from which hidden size on a GPU is held up by products and no longer by
+# memory, and what starting the kernels of one layer takes, there and back, with two norms.
+WIDE_ENOUGH, LAYER_SECONDS = 2400, 0.0029
 SLIDING = "sliding_attention"  # what transformers calls a layer that looks back over a window
 # What parts a family's layers from Llama's: biases of the query, key and value maps; norms of every head's queries and
 # keys; norms before and behind both halves of a layer.
@@ -321,6 +324,17 @@ def checkpoint_bytes(shape: Shape, trained: Trained) -> int:
 def packed_bytes(tokens: int, *, vocabulary: int, block_size: int) -> int:
     """Of packed text: its tokens in two bytes where their ids fit, else in four, and the start of every block."""
     return tokens * (2 if vocabulary <= 2**16 else 4) + 8 * -(-tokens // block_size)
+
+
+def reached(shape: Shape, efficiency: float) -> float:
+    """The share of a GPU's operations a second that a model of this width reaches, where a wide one reaches
+    `efficiency`."""
+    return efficiency * min(1.0, shape.hidden / WIDE_ENOUGH)
+
+
+def launch_hours(shape: Shape, batches: int) -> float:
+    """The least that so many batches of training take on a GPU, however few tokens they have."""
+    return batches * shape.layers * shape.norms / 2 * LAYER_SECONDS / 3600
 
 
 def hours(flops: int, *, flops_a_second: float, efficiency: float, devices: int = 1) -> float:

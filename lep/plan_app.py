@@ -139,7 +139,7 @@ def show(job: Job) -> None:
     head = Table.grid(padding=(0, 2, 0, 0))
     stored = f"{gigabytes(parameters * budget.stored)} as stored"
     head.add_row("[bold]model[/]", escape(f"{quantity(parameters)} parameters, {stored}; from {budget.source}"))
-    speed = f"{device.tflops:,.3g} TFLOP/s, of which a run reaches {100 * device.efficiency:.0f} %"
+    speed = f"{device.tflops:,.3g} TFLOP/s, of which this model reaches {100 * budget.efficiency:.0f} %"
     head.add_row("[bold]device[/]", f"{budget.devices} x {device.name}, {gigabytes(device.memory)}; {speed}")
     title = f"lep plan  {config.model.name} · {variant_name(config)} · seed {config.seed}"
     console.print(Panel(head, title=title, title_align="left"))

@@ -1,6 +1,8 @@
 """What holds on a CPU holds on a GPU too: losses, training, tuning, answers, memory. Runs where torch finds one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ SMALL = (
     "training.steps=12",
     "training.warmup_steps=2",
     "training.log_every_steps=1",
+    "training.validate_every_steps=6",
     "corpus.source.num_documents=1500",
     "corpus.held_out.documents=10",
 )
@@ -219,6 +222,18 @@ def test_a_shipped_model_answers_as_on_a_cpu():
         found.append(MicroBenchmark(items_per_task=10)(model, tokenizer))
     there, here = ({key: score.value for key, score in result.scores.items()} for result in found)
     assert there == here and len(there) > 8
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_process_of_torchrun_trains_over_nccl(trainer: str, tmp_path: Path):
+    """Validation before training and after it included, which takes other ways over NCCL than over gloo."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "lep")
+    command = [*torchrun, *SMALL, f"trainer={trainer}", "propagation=[swap]", "benchmark=none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = (tmp_path / "runs").rglob("result.json")
+    bits = [row["val/bits_per_byte"] for row in read_result(found).training["curve"] if "val/bits_per_byte" in row]
+    assert len(bits) > 1 and bits[-1] < bits[0]
 
 
 def test_the_whole_method_runs_on_a_gpu(tmp_path: Path):

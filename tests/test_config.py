@@ -204,6 +204,13 @@ def test_impossible_combinations_are_refused(overrides: list[str], message: str)
         check(composed(*overrides))
 
 
+def test_a_body_in_shards_is_validated_without_inference_mode():
+    """Lightning takes inference mode over NCCL and not over gloo; in it FSDP of one GPU fails ("Inference tensors")."""
+    here = {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
+    trainers = [build(composed(f"trainer={name}").trainer, **here) for name in ("cpu", "fsdp")]
+    assert [trainer.validate_loop.inference_mode for trainer in trainers] == [True, False]
+
+
 @pytest.mark.parametrize("trainer", ["cpu", "ddp", "fsdp"])
 def test_devices_are_as_many_as_the_processes_that_were_started(monkeypatch: pytest.MonkeyPatch, trainer: str):
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -144,6 +144,42 @@ def test_hours_are_operations_over_what_the_device_reaches():
     assert budget.hours(row(budget, "propagation")) is None  # on the CPU
 
 
+# Tokens a second that an H100 trained, each by benchmarks/train.py (torch 2.11, two batches a step).
+MEASURED = {
+    "model=llama3_8b tokenizer=extension": 12_602,
+    "model=llama3_8b tokenizer=bpe": 12_135,
+    "model=qwen2_5_7b tokenizer=extension": 13_823,
+    "model=gemma3_1b tokenizer=bpe": 23_899,
+    "model=gemma3_1b tokenizer=bpe training.batch_size=16": 50_445,
+    "model=qwen2_5_0_5b tokenizer=extension": 59_462,
+    "model=qwen2_5_0_5b tokenizer=extension training.batch_size=16": 77_116,
+    "model=gemma3_270m tokenizer=bpe training.batch_size=4": 42_566,
+    "model=gemma3_270m tokenizer=bpe training.batch_size=32": 114_290,
+    "model=smollm2_135m tokenizer=extension": 47_422,
+    "model=smollm2_135m tokenizer=extension training.batch_size=64": 166_023,
+}
+
+
+@pytest.mark.parametrize("run", MEASURED)
+def test_hours_are_those_that_were_measured_whatever_the_size_of_the_model(run: str):
+    budget = planned(*run.split(), *H100, "trainer.accumulate_grad_batches=2", "measured_characters=0")
+    training = row(budget, "training")
+    assert training.tokens / budget.hours(training) / 3600 == pytest.approx(MEASURED[run], rel=0.3)
+
+
+def test_more_blocks_at_once_are_proposed_where_a_gpu_would_wait():
+    small = planned("model=smollm2_135m", *H100)
+    (note,) = (note for note in small.notes if "over sooner" in note)
+    assert "training.batch_size=32 trainer.accumulate_grad_batches=2" in note
+    larger = planned("model=smollm2_135m", *H100, "training.batch_size=32", "trainer.accumulate_grad_batches=2")
+    assert larger.hours(row(larger, "training")) < 0.5 * small.hours(row(small, "training"))
+    assert row(larger, "training").tokens == row(small, "training").tokens
+    told = f"{row(larger, 'training').memory.total / 1e9:.1f} GB"
+    assert told in note
+    for budget in (larger, planned("model=llama3_8b", *H100), planned("model=smollm2_135m")):
+        assert not any("over sooner" in note for note in budget.notes)
+
+
 def test_a_cpu_is_measured_and_has_the_tables_as_they_began_beside_those_that_move():
     budget = planned("model=llama3_2_1b", "hardware=cpu")
     assert budget.device.tflops == 0.1

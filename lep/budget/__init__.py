@@ -16,7 +16,7 @@ from lep import cost
 from lep.budget.after import benchmark_rows, calibration_rows, propagation_rows
 from lep.budget.forecast import Device, Forecast, Row, gigabytes, read_forecast
 from lep.budget.text import corpus_rows, tokenizer_rows
-from lep.budget.training import training_remedies, training_rows
+from lep.budget.training import larger_batches, training_remedies, training_rows
 from lep.config import check, plain, planned_stages
 from lep.cost import Shape
 
@@ -46,16 +46,22 @@ class Budget:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def efficiency(self) -> float:
+        """The share of the device's operations a second that this model reaches; a CPU's does not depend on width."""
+        return self.device.efficiency if self.device.is_cpu else cost.reached(self.shape, self.device.efficiency)
+
     def hours(self, row: Row) -> float | None:
         """How long a row takes on the device; None where something else does it, or its operations are not known."""
         if row.flops is None or not row.timed:
             return None
-        return cost.hours(
+        busy = cost.hours(
             row.flops,
             flops_a_second=self.device.tflops * 1e12,
-            efficiency=self.device.efficiency,
+            efficiency=self.efficiency,
             devices=self.devices if row.stage == "training" else 1,
         )
+        return busy if self.device.is_cpu else max(busy, cost.launch_hours(self.shape, row.batches))
 
     @property
     def total_hours(self) -> float:
@@ -81,7 +87,8 @@ def make_budget(config: DictConfig, device: Device) -> Budget:
     planned = planned_stages(config)
     rows = [row for stage, make in ROWS.items() if stage in planned for row in make(forecast)]
     warnings = [warning for row in rows for warning in _too_large(forecast, row)]
-    notes = dict.fromkeys([*forecast.notes, *_said(config, device)])
+    hints = larger_batches(forecast) if any(row.batches for row in rows) else ()
+    notes = dict.fromkeys([*forecast.notes, *_said(config, device), *hints])
     return Budget(
         forecast.shape,
         forecast.source,

@@ -63,7 +63,8 @@ class Row:
     """What a stage takes.
 
     tokens: that it reads. memory: of the device, by kind. host: bytes of the machine's memory beside it. disk: bytes
-    written. timed: whether the operations are done on the device, so that they tell the hours.
+    written. timed: whether the operations are done on the device, so that they tell the hours. batches: of training, on
+    each device.
     """
 
     stage: str
@@ -74,6 +75,7 @@ class Row:
     host: int | None = None
     disk: int | None = None
     timed: bool = False
+    batches: int = 0
 
 
 @dataclass

@@ -54,6 +54,7 @@ def _training_row(forecast: Forecast, packed: int | None) -> Row:
         host=shape.parameters() * forecast.stored + initial + cost.WIDE * trained.rows * shape.hidden,
         disk=cost.checkpoint_bytes(shape, trained) + initial,
         timed=True,
+        batches=steps * batch.accumulate,
     )
 
 
@@ -130,6 +131,29 @@ def _settings(before: Batch, after: Batch, in_step: int) -> str:
         f"training.block_size={after.block_size}": before.block_size != after.block_size,
     }
     return " ".join(setting for setting, differs in changed.items() if differs)
+
+
+def larger_batches(forecast: Forecast) -> Iterator[str]:
+    """What to set so that a GPU has enough to do at once, where its kernels would take longer to start than to run."""
+    batch, shape = forecast.batch, forecast.shape
+
+    def waits(tried: Batch) -> bool:
+        flops = cost.training_flops(shape, forecast.trained, tokens=tried.tokens, length=tried.length)
+        reached = cost.reached(shape, forecast.device.efficiency)
+        busy = cost.hours(flops, flops_a_second=forecast.device.tflops * 1e12, efficiency=reached)
+        return busy < cost.launch_hours(shape, 1)
+
+    if forecast.device.is_cpu or not waits(batch):
+        return
+    doubled = (2**n for n in range(1, batch.accumulate.bit_length()) if batch.accumulate % 2**n == 0)
+    larger = [replace(batch, blocks=n * batch.blocks, accumulate=batch.accumulate // n) for n in doubled]
+    fitting = [tried for tried in larger if training_memory(forecast, tried).total <= forecast.device.memory]
+    for after in [tried for tried in fitting if not waits(tried)][:1] or fitting[-1:]:
+        settings = _settings(batch, after, batch.blocks * batch.accumulate * forecast.devices)
+        yield (
+            f"{batch.blocks} blocks of {batch.block_size} tokens are few for {forecast.device.name}; the same steps "
+            f"are over sooner with {settings} ({gigabytes(training_memory(forecast, after).total)})"
+        )
 
 
 def _halves(value: int, least: int) -> list[int]:
